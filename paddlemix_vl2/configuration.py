@@ -38,7 +38,9 @@ class _PublishedConfig(PretrainedConfig):
 
     def __init__(self, **kwargs):
         self.unknown_keys = [
-            key for key in kwargs if key not in ("torch_dtype", "dtype") and not hasattr(PretrainedConfig, key)
+            key
+            for key in kwargs
+            if key not in ("torch_dtype", "dtype") and not hasattr(PretrainedConfig, key)
         ]
         super().__init__(**kwargs)
 
@@ -46,7 +48,9 @@ class _PublishedConfig(PretrainedConfig):
     def published_keys(cls) -> list[str]:
         """The keys of this part in the order of its constructor."""
         parameters = inspect.signature(cls.__init__).parameters.values()
-        return [p.name for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD]
+        return [
+            p.name for p in parameters if p.name != "self" and p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
 
     def to_dict(self, saving_file: bool = False) -> dict:
         """The published keys with their values; parts become dictionaries, ``dtype`` becomes ``torch_dtype``."""
@@ -121,7 +125,9 @@ class MlpProjectorConfig(_PublishedConfig):
         super().__init__(**kwargs)
         _check_choice("projector_config.projector_type", projector_type, PROJECTOR_TYPES)
         if kwargs.get("token_pooling"):
-            raise ValueError("projector_config: token_pooling is not used by any published model and not supported")
+            raise ValueError(
+                "projector_config: token_pooling is not used by any published model and not supported"
+            )
         self.projector_type = projector_type
         self.input_dim = input_dim
         self.n_embed = n_embed
@@ -216,7 +222,9 @@ class DeepseekV2Config(_PublishedConfig):
 
     def _check(self) -> None:
         if self.tie_word_embeddings:
-            raise ValueError("language_config: tie_word_embeddings is not used by any published model and not supported")
+            raise ValueError(
+                "language_config: tie_word_embeddings is not used by any published model and not supported"
+            )
         if self.n_routed_experts is not None:
             self._check_experts()
         if self.rope_scaling is not None:
@@ -294,7 +302,9 @@ class DeepseekVLV2Config(_PublishedConfig):
     def _check_widths(self) -> None:
         vision, projector, language = self.vision_config, self.projector_config, self.language_config
         if projector.input_dim != vision.width:
-            raise ValueError(f"projector_config.input_dim {projector.input_dim} is not vision_config.width {vision.width}")
+            raise ValueError(
+                f"projector_config.input_dim {projector.input_dim} is not vision_config.width {vision.width}"
+            )
         if projector.n_embed != language.hidden_size:
             raise ValueError(
                 f"projector_config.n_embed {projector.n_embed} is not language_config.hidden_size {language.hidden_size}"
@@ -322,7 +332,9 @@ class DeepseekVLV2Config(_PublishedConfig):
         try:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise FileNotFoundError(f"{file}: no such file; a checkpoint folder holds {CONFIG_NAME}") from None
+            raise FileNotFoundError(
+                f"{file}: no such file; a checkpoint folder holds {CONFIG_NAME}"
+            ) from None
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}: not valid JSON ({error})") from None
 

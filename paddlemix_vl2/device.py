@@ -89,7 +89,9 @@ def check_compute_dtype(dtype: str) -> None:
         ValueError: 16-bit weights on the CPU, where Paddle has no matmul for them (loading and saving works).
     """
     if dtype != "float32" and not is_gpu():
-        raise ValueError(f"Paddle's CPU operators cannot multiply {dtype}; load the model with dtype='float32'")
+        raise ValueError(
+            f"Paddle's CPU operators cannot multiply {dtype}; load the model with dtype='float32'"
+        )
 
 
 def has_fused_attention() -> bool:

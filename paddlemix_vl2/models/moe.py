@@ -1,0 +1,162 @@
+"""Mixture of experts: routing, the sorted path through the experts, and the gradient of the balance loss.
+
+Source: published ``MoEGate``, ``DeepseekV2MoE`` and ``AddAuxiliaryLoss``; DeepSeekMoE (arXiv 2401.06066), DeepSeek-V2
+(arXiv 2405.04434, section 2.2), loss-free balancing (arXiv 2408.15664).
+"""
+
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from paddlemix_vl2.configuration import DeepseekV2Config
+from paddlemix_vl2.models.layers import DeepseekV2MLP
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What the gate decided for M tokens; data that is passed on and stored nowhere.
+
+    Attributes:
+        experts: int64 [M, K], the chosen experts of each token.
+        weights: float32 [M, K], their weights, with gradient.
+        load: int64 [E], tokens that chose each expert.
+        aux_loss: float32 scalar, the balance loss times its weight; None outside training or with weight 0.
+    """
+
+    experts: paddle.Tensor
+    weights: paddle.Tensor
+    load: paddle.Tensor
+    aux_loss: paddle.Tensor | None = None
+
+
+class MoEGate(nn.Layer):
+    """Chooses ``num_experts_per_tok`` of ``n_routed_experts`` for every token, in float32.
+
+    ``greedy`` takes the best scores, ``group_limited_greedy`` the best within the best groups (a group counts its best
+    expert), ``noaux_tc`` the best of score plus ``e_score_correction_bias`` (a group counts its two best) while the
+    weight remains the score without bias. All three can be trained; the bias has no gradient, a balancer moves it.
+    """
+
+    def __init__(self, config: DeepseekV2Config):
+        super().__init__()
+        self.top_k = config.num_experts_per_tok
+        self.num_experts = config.n_routed_experts
+        self.scoring_func = config.scoring_func
+        self.topk_method = config.topk_method
+        self.num_groups = config.n_group or 1
+        self.kept_groups = config.topk_group or 1
+        self.normalize = config.norm_topk_prob and self.top_k > 1
+        self.scaling_factor = config.routed_scaling_factor
+        self.aux_loss_alpha = config.aux_loss_alpha
+        self.seq_aux = config.seq_aux
+        self.weight = self.create_parameter([self.num_experts, config.hidden_size])  # [E, H], as published
+        if self.topk_method == "noaux_tc":
+            self.e_score_correction_bias = self.create_parameter(
+                [self.num_experts], dtype="float32", default_initializer=nn.initializer.Constant(0.0)
+            )
+            self.e_score_correction_bias.stop_gradient = True
+
+    def forward(self, hidden: paddle.Tensor) -> Routing:
+        """Route the tokens of [B, T, H]."""
+        tokens = hidden.flatten(stop_axis=1).astype("float32")
+        logits = paddle.matmul(tokens, self.weight.astype("float32"), transpose_y=True)
+        scores = F.softmax(logits, axis=-1) if self.scoring_func == "softmax" else F.sigmoid(logits)  # [M, E]
+        experts = self._choose(scores.detach())
+        weights = paddle.take_along_axis(scores, experts, axis=1)
+        if self.normalize:
+            weights = weights / (weights.sum(axis=-1, keepdim=True) + 1e-20)
+        load = paddle.bincount(experts.flatten(), minlength=self.num_experts)
+        aux_loss = None
+        if self.training and self.aux_loss_alpha > 0:
+            aux_loss = self.aux_loss_alpha * self._balance_loss(scores, experts, batch=hidden.shape[0])
+        return Routing(experts, weights * self.scaling_factor, load, aux_loss)
+
+    def _choose(self, scores: paddle.Tensor) -> paddle.Tensor:
+        """float32 [M, E] -> int64 [M, K]."""
+        if self.topk_method == "noaux_tc":
+            scores = scores + self.e_score_correction_bias.astype("float32")
+        if self.topk_method != "greedy" and self.num_groups > 1:
+            best_of_group = 2 if self.topk_method == "noaux_tc" else 1
+            scores = self._mask_groups(scores, best_of_group)
+        return paddle.topk(scores, self.top_k, axis=-1)[1]
+
+    def _mask_groups(self, scores: paddle.Tensor, best_of_group: int) -> paddle.Tensor:
+        """-inf for experts outside the best groups. Not 0, which would outrank a kept expert of negative score."""
+        grouped = scores.reshape([scores.shape[0], self.num_groups, -1])
+        group_scores = paddle.topk(grouped, best_of_group, axis=-1)[0].sum(axis=-1)
+        kept = paddle.topk(group_scores, self.kept_groups, axis=-1)[1]
+        mask = F.one_hot(kept, self.num_groups).sum(axis=1).unsqueeze(-1)  # [M, groups, 1]
+        return paddle.where(mask > 0, grouped, paddle.full_like(grouped, -float("inf"))).flatten(start_axis=1)
+
+    def _balance_loss(self, scores: paddle.Tensor, experts: paddle.Tensor, batch: int) -> paddle.Tensor:
+        """sum_e f_e * P_e with f the share of tokens times E and P the mean score, per sequence (``seq_aux``) or over
+        the whole batch (arXiv 2401.06066, eq. 12 to 14). Sigmoid scores are normalised over the experts first
+        (DeepSeek-V3, arXiv 2412.19437, eq. 18), or the loss would push every score down instead of levelling them."""
+        if self.scoring_func == "sigmoid":
+            scores = scores / (scores.sum(axis=-1, keepdim=True) + 1e-20)
+        rows = batch if self.seq_aux else 1
+        chosen = F.one_hot(experts.reshape([rows, -1]), self.num_experts).mean(axis=1)  # [rows, E]
+        return (
+            (chosen * self.num_experts * scores.reshape([rows, -1, self.num_experts]).mean(axis=1))
+            .sum(-1)
+            .mean()
+        )
+
+
+class AddAuxiliaryLoss(PyLayer):
+    """Identity on ``hidden`` that gives ``loss`` a gradient of one: the balance loss is trained on without being part
+    of the reported loss (published ``AddAuxiliaryLoss``)."""
+
+    @staticmethod
+    def forward(ctx, hidden: paddle.Tensor, loss: paddle.Tensor) -> paddle.Tensor:
+        ctx.loss_shape, ctx.loss_dtype = loss.shape, loss.dtype
+        return hidden.clone()
+
+    @staticmethod
+    def backward(ctx, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        return grad, paddle.ones(ctx.loss_shape, ctx.loss_dtype)
+
+
+class DeepseekV2MoE(nn.Layer):
+    """Routed experts, weighted and added to the shared experts; one path for training and inference.
+
+    The (token, choice) pairs are sorted by expert, every expert with tokens runs once on one contiguous slice, and the
+    outputs go back to their tokens. The counts are read from the device once per layer. Shared experts are one MLP of
+    ``n_shared_experts`` times the width.
+    """
+
+    def __init__(self, config: DeepseekV2Config):
+        super().__init__()
+        hidden, width = config.hidden_size, config.moe_intermediate_size
+        self.gate = MoEGate(config)
+        self.experts = nn.LayerList([DeepseekV2MLP(hidden, width) for _ in range(config.n_routed_experts)])
+        self.shared_experts = None
+        if config.n_shared_experts:
+            self.shared_experts = DeepseekV2MLP(hidden, width * config.n_shared_experts)
+
+    def forward(self, hidden: paddle.Tensor) -> tuple[paddle.Tensor, Routing]:
+        """[B, T, H] -> [B, T, H] and the routing."""
+        routing = self.gate(hidden)
+        output = self._run_experts(hidden.flatten(stop_axis=1), routing).reshape(hidden.shape)
+        if routing.aux_loss is not None:
+            output = AddAuxiliaryLoss.apply(output, routing.aux_loss)
+        if self.shared_experts is not None:
+            output = output + self.shared_experts(hidden)
+        return output, routing
+
+    def _run_experts(self, tokens: paddle.Tensor, routing: Routing) -> paddle.Tensor:
+        """[M, H] -> [M, H], the weighted sum of each token's experts."""
+        num_tokens, top_k = routing.experts.shape
+        order = routing.experts.flatten().argsort(stable=True)  # pairs sorted by expert, [M * K]
+        sorted_tokens = paddle.gather(tokens, order // top_k)
+        outputs, first = [], 0
+        for expert, count in enumerate(routing.load.tolist()):
+            if count:
+                outputs.append(self.experts[expert](sorted_tokens[first : first + count]))
+                first += count
+        sorted_outputs = paddle.concat(outputs) if len(outputs) > 1 else outputs[0]
+        pairs = paddle.gather(sorted_outputs, order.argsort()).reshape([num_tokens, top_k, -1])
+        return (pairs * routing.weights.unsqueeze(-1)).sum(axis=1).astype(tokens.dtype)

@@ -1,0 +1,109 @@
+"""The vision tower: SigLIP's ViT (SO400M, patch 14, 384 pixels, in the published models).
+
+Source: published ``VisionTransformer`` (``siglip_vit.py``). Its GELU is the tanh approximation, and the final norm is
+applied. ``attn_pool`` is part of the checkpoint and of no forward pass; it is kept so that a save is complete.
+"""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from paddlemix_vl2.configuration import VisionEncoderConfig
+
+LAYER_NORM_EPS = 1e-6
+
+
+class VisionTransformer(nn.Layer):
+    """Pre-norm ViT without class token; learned positions on a fixed grid."""
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__()
+        self.patch_embed = PatchEmbed(config)
+        self.pos_embed = self.create_parameter(
+            [1, config.patches_per_side**2, config.width], default_initializer=nn.initializer.Normal(std=0.02)
+        )
+        self.blocks = nn.LayerList([VisionBlock(config) for _ in range(config.layers)])
+        self.norm = nn.LayerNorm(config.width, epsilon=LAYER_NORM_EPS)
+        self.attn_pool = AttentionPoolLatent(config)
+
+    def forward(self, tiles: paddle.Tensor) -> paddle.Tensor:
+        """Normalised pixels [I, 3, side, side] -> patch features [I, P, W]."""
+        hidden = self.patch_embed(tiles) + self.pos_embed
+        for block in self.blocks:
+            hidden = block(hidden)
+        return self.norm(hidden)
+
+
+class PatchEmbed(nn.Layer):
+    """Cuts tiles into patches; pixels right and below of the last whole patch are left out."""
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__()
+        self.proj = nn.Conv2D(3, config.width, config.patch_size, stride=config.patch_size)
+
+    def forward(self, tiles: paddle.Tensor) -> paddle.Tensor:
+        """[I, 3, side, side] -> [I, P, W]."""
+        return self.proj(tiles).flatten(start_axis=2).transpose([0, 2, 1])
+
+
+class VisionBlock(nn.Layer):
+    """``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``."""
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, epsilon=LAYER_NORM_EPS)
+        self.attn = VisionAttention(config)
+        self.norm2 = nn.LayerNorm(config.width, epsilon=LAYER_NORM_EPS)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[I, P, W] -> [I, P, W]."""
+        hidden = hidden + self.attn(self.norm1(hidden))
+        return hidden + self.mlp(self.norm2(hidden))
+
+
+class VisionAttention(nn.Layer):
+    """Multi-head attention of all patches of a tile with each other."""
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__()
+        self.num_heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[I, P, W] -> [I, P, W]."""
+        tiles, patches, width = hidden.shape
+        qkv = self.qkv(hidden).reshape([tiles, patches, 3, self.num_heads, -1])
+        queries, keys, values = qkv.unbind(axis=2)  # each [I, P, N, D]
+        output = F.scaled_dot_product_attention(queries, keys, values)
+        return self.proj(output.reshape([tiles, patches, width]))
+
+
+class VisionMLP(nn.Layer):
+    """Two linear layers around a tanh GELU."""
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[..., W] -> [..., W]."""
+        return self.fc2(F.gelu(self.fc1(hidden), approximate=True))
+
+
+class AttentionPoolLatent(nn.Layer):
+    """The parameters of SigLIP's pooling head. DeepSeek-VL2 reads patch features and never runs it."""
+
+    def __init__(self, config: VisionEncoderConfig):
+        super().__init__()
+        width = config.width
+        self.latent = self.create_parameter(
+            [1, 1, width], default_initializer=nn.initializer.Normal(std=width**-0.5)
+        )
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
+        self.mlp = VisionMLP(config)

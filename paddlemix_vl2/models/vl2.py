@@ -1,0 +1,238 @@
+"""DeepSeek-VL2: pictures and text to next-token logits.
+
+::
+
+    images -- vision -- projector --+
+                                    +-- place_image_tokens -- language -- logits, loss
+    input_ids -- embed_tokens ------+
+
+Source: published ``DeepseekVLV2ForCausalLM`` (``modeling_deepseek_vl_v2.py``); parameter paths are its own.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import paddle
+from paddle import nn
+from paddlenlp.transformers import PretrainedModel
+from paddlenlp.transformers.model_outputs import ModelOutput
+
+from paddlemix_vl2 import checkpoints, device
+from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.generation import decoding
+from paddlemix_vl2.models.cache import ModelCache
+from paddlemix_vl2.models.fusion import place_image_tokens, plan_fusion
+from paddlemix_vl2.models.language import DeepseekV2ForCausalLM, mask_visibility, positions_from_mask
+from paddlemix_vl2.models.loss import next_token_loss
+from paddlemix_vl2.models.projector import MlpProjector
+from paddlemix_vl2.models.vision import VisionTransformer
+
+
+@dataclass
+class DeepseekVLV2Output(ModelOutput):
+    """Attributes:
+    loss: float32 scalar where labels were given.
+    logits: [B, T, V]; None in training with labels, where they are never built as a whole.
+    past_key_values: the cache that was passed in, now longer.
+    hidden_states: embeddings, each layer's output, the last after the final norm, each [B, T, H].
+    routings: one ``Routing`` per mixture layer.
+    """
+
+    loss: paddle.Tensor | None = None
+    logits: paddle.Tensor | None = None
+    past_key_values: ModelCache | None = None
+    hidden_states: tuple[paddle.Tensor, ...] | None = None
+    routings: tuple | None = None
+
+
+class DeepseekVLV2ForCausalLM(PretrainedModel):
+    """The whole model. ``model(**batch)`` takes what the processor returns; ``model.generate(**batch)`` answers."""
+
+    config_class = DeepseekVLV2Config
+    base_model_prefix = "language"
+    # Tiles that go through the vision tower at once, so that its activations stay bounded.
+    max_tiles_per_pass = 16
+
+    def __init__(self, config: DeepseekVLV2Config):
+        super().__init__(config)
+        hidden = config.language_config.hidden_size
+        self.vision = VisionTransformer(config.vision_config)
+        self.projector = MlpProjector(config.projector_config)
+        vector = nn.initializer.Normal(std=hidden**-0.5)
+        self.image_newline = self.create_parameter([hidden], default_initializer=vector)
+        self.view_seperator = self.create_parameter(
+            [hidden], default_initializer=vector
+        )  # spelt so in checkpoints
+        self.language = DeepseekV2ForCausalLM(config.language_config)
+
+    def forward(
+        self,
+        input_ids: paddle.Tensor | None = None,
+        attention_mask: paddle.Tensor | None = None,
+        images: paddle.Tensor | None = None,
+        images_seq_mask: paddle.Tensor | None = None,
+        images_spatial_crop: paddle.Tensor | None = None,
+        labels: paddle.Tensor | None = None,
+        inputs_embeds: paddle.Tensor | None = None,
+        position_ids: paddle.Tensor | None = None,
+        past_key_values: ModelCache | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> DeepseekVLV2Output | tuple:
+        """Logits of all positions, and the loss where labels are given.
+
+        Args:
+            input_ids: int64 [B, T]; ids at image positions do not matter.
+            attention_mask: [B, T], 0 on (left) padding; all ones where absent.
+            images: normalised tiles [B, max_tiles, 3, side, side].
+            images_seq_mask: bool [B, T], True on image tokens.
+            images_spatial_crop: int64 [B, max_images, 2], width and height in tiles.
+            labels: int64 [B, T], not shifted, -100 where nothing is supervised.
+            inputs_embeds: [B, T, H] instead of ids and images.
+            position_ids: int64 [B, T]; from the mask where absent.
+            past_key_values: from :meth:`new_cache`; the call continues behind its filled part.
+
+        Raises:
+            ValueError: pictures, mask and grids of the batch do not fit each other, or the device cannot compute in
+                the weights' dtype.
+        """
+        device.check_compute_dtype(self.weight_dtype)
+        if inputs_embeds is None:
+            inputs_embeds = self.prepare_inputs_embeds(
+                input_ids, images, images_seq_mask, images_spatial_crop
+            )
+        if attention_mask is None:
+            attention_mask = paddle.ones(inputs_embeds.shape[:2], "int64")
+        if position_ids is None and past_key_values is not None:
+            position_ids = past_key_values.next_positions(inputs_embeds.shape[1])
+        elif position_ids is None:
+            position_ids = positions_from_mask(attention_mask)
+        output = self.language.model(
+            inputs_embeds,
+            position_ids,
+            visibility=None if past_key_values is not None else mask_visibility(attention_mask),
+            cache=past_key_values,
+            output_hidden_states=output_hidden_states,
+        )
+        head = self.language.lm_head
+        loss = None if labels is None else next_token_loss(output.hidden, labels, head)
+        result = DeepseekVLV2Output(
+            loss=loss,
+            logits=None if self.training and labels is not None else head(output.hidden),
+            past_key_values=past_key_values,
+            hidden_states=output.hidden_states or None,
+            routings=output.routings or None,
+        )
+        return result if return_dict else result.to_tuple()
+
+    def prepare_inputs_embeds(
+        self,
+        input_ids: paddle.Tensor,
+        images: paddle.Tensor | None = None,
+        images_seq_mask: paddle.Tensor | None = None,
+        images_spatial_crop: paddle.Tensor | None = None,
+    ) -> paddle.Tensor:
+        """Text embeddings with the image tokens in their places, [B, T, H]; arguments as in :meth:`forward`."""
+        embeddings = self.language.model.embed_tokens(input_ids)
+        if images is None or images_spatial_crop is None or not bool(images_spatial_crop.any()):
+            return embeddings
+        plan = plan_fusion(
+            images_spatial_crop.numpy(),
+            images_seq_mask.astype("bool").numpy(),
+            max_tiles=images.shape[1],
+            side=self.config.image_tokens_per_side,
+        )
+        tiles = paddle.gather(images.flatten(stop_axis=1), paddle.to_tensor(plan.tiles))
+        features = self.encode_tiles(tiles)
+        return place_image_tokens(embeddings, features, self.image_newline, self.view_seperator, plan)
+
+    def encode_tiles(self, tiles: paddle.Tensor) -> paddle.Tensor:
+        """Vision tower and projector over [I, 3, side, side] -> [I, image tokens, H], a bounded number at once."""
+        tiles = tiles.astype(self.weight_dtype)
+        passes = range(0, tiles.shape[0], self.max_tiles_per_pass)
+        parts = [
+            self.projector(self.vision(tiles[first : first + self.max_tiles_per_pass])) for first in passes
+        ]
+        return parts[0] if len(parts) == 1 else paddle.concat(parts)
+
+    def new_cache(self, attention_mask: paddle.Tensor, capacity: int) -> ModelCache:
+        """An empty cache for prompts with this mask [B, T] and up to ``capacity`` positions, answers included."""
+        return ModelCache(self.config.language_config, attention_mask, capacity, self.weight_dtype)
+
+    @paddle.no_grad()
+    def prefill(
+        self, batch: dict, capacity: int, chunk_size: int | None = None
+    ) -> tuple[paddle.Tensor, ModelCache]:
+        """Read the prompts, ``chunk_size`` positions at a time, and return the logits of their last position.
+
+        Args:
+            batch: ``input_ids``, ``attention_mask`` and the picture tensors, as in :meth:`forward`.
+            capacity: positions of the cache.
+
+        Returns:
+            logits [B, V] and the filled cache.
+        """
+        device.check_compute_dtype(self.weight_dtype)
+        pictures = {key: batch.get(key) for key in ("images", "images_seq_mask", "images_spatial_crop")}
+        embeddings = self.prepare_inputs_embeds(batch["input_ids"], **pictures)
+        cache = self.new_cache(batch["attention_mask"], capacity)
+        length = embeddings.shape[1]
+        chunk_size = chunk_size or length
+        for first in range(0, length, chunk_size):
+            chunk = embeddings[:, first : first + chunk_size]
+            output = self.language.model(chunk, cache.next_positions(chunk.shape[1]), cache=cache)
+        return self.language.lm_head(output.hidden[:, -1]), cache
+
+    @paddle.no_grad()
+    def decode_step(self, token_ids: paddle.Tensor, cache: ModelCache) -> paddle.Tensor:
+        """Append one token per sequence, int64 [B, 1], and return the next logits [B, V]."""
+        embeddings = self.language.model.embed_tokens(token_ids)
+        output = self.language.model(embeddings, cache.next_positions(1), cache=cache)
+        return self.language.lm_head(output.hidden[:, -1])
+
+    def generate(self, input_ids: paddle.Tensor, **kwargs) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Answer a batch; see :func:`paddlemix_vl2.generation.decoding.generate` for the arguments."""
+        return decoding.generate(self, input_ids=input_ids, **kwargs)
+
+    @property
+    def weight_dtype(self) -> str:
+        """dtype of the weights, as ``float32``; the router's correction bias is float32 whatever it is."""
+        return str(self.image_newline.dtype).removeprefix("paddle.")
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, dtype: str = "auto", progress: bool = True
+    ) -> "DeepseekVLV2ForCausalLM":
+        """Load a checkpoint in the published layout (or with PaddleMIX's transposed matrices), tensor by tensor.
+
+        Args:
+            path: folder with ``config.json`` and safetensors files, or a hub name such as
+                ``deepseek-ai/deepseek-vl2-tiny``.
+            dtype: ``auto`` (bfloat16 or float16 on a GPU, float32 on the CPU), ``float32``, ``bfloat16``, ``float16``.
+            progress: show a bar while a large checkpoint loads.
+
+        Returns:
+            the model in evaluation mode.
+
+        Raises:
+            FileNotFoundError, ValueError: no such checkpoint, or one that does not fit its config; every missing,
+                unexpected and misshapen tensor is named.
+        """
+        folder = checkpoints.resolve_checkpoint(path)
+        config = DeepseekVLV2Config.from_json(folder)
+        config.dtype = device.resolve_dtype(dtype)
+        with paddle.LazyGuard():  # parameters get no memory and no initial value before their tensor is read
+            model = cls(config)
+        checkpoints.load_checkpoint(model, config, folder, dtype=config.dtype, progress=progress)
+        model.eval()
+        return model
+
+    def save_pretrained(
+        self, folder: str | Path, dtype: str | None = None, max_shard_bytes: int = 5_000_000_000
+    ) -> None:
+        """Write the published layout: safetensors with the torch matrices, an index where sharded, ``config.json``.
+
+        Args:
+            dtype: dtype of the file; that of the weights where absent.
+        """
+        checkpoints.save_checkpoint(self, self.config, folder, dtype=dtype, max_shard_bytes=max_shard_bytes)
