@@ -1,4 +1,5 @@
-"""DeepSeek-VL2 on PaddlePaddle. The public names are loaded on first use, so that ``import paddlemix_vl2`` is quick."""
+"""DeepSeek-VL2 on PaddlePaddle. The public names are loaded on first use, so that ``import paddlemix_vl2``
+is quick."""
 
 import importlib
 

@@ -1,11 +1,11 @@
 """Configuration of DeepSeek-VL2; every field is a key of the published ``config.json``.
 
-The three parts (vision, projector, language) and the whole are PaddleNLP ``PretrainedConfig``s, so that PaddleNLP's
-model, trainer and LoRA classes accept them. What is read is what is written: :meth:`to_dict` holds the published
-keys only, plus keys of the file that this package does not know.
+The three parts (vision, projector, language) and the whole are PaddleNLP ``PretrainedConfig``s, so that
+PaddleNLP's model, trainer and LoRA classes accept them. What is read is what is written: :meth:`to_dict`
+holds the published keys only, plus keys of the file that this package does not know.
 
-Source: ``config.json`` of deepseek-vl2-tiny, deepseek-vl2-small and deepseek-vl2, and the defaults of the published
-configuration classes for keys that those files leave out.
+Source: ``config.json`` of deepseek-vl2-tiny, deepseek-vl2-small and deepseek-vl2, and the defaults of the
+published configuration classes for keys that those files leave out.
 """
 
 import difflib
@@ -34,7 +34,8 @@ def _check_choice(key: str, value, choices: tuple) -> None:
 
 
 class _PublishedConfig(PretrainedConfig):
-    """A config whose dictionary form is the published one: the keys of ``__init__`` and nothing of PaddleNLP's own."""
+    """A config whose dictionary form is the published one: the keys of ``__init__`` and nothing of
+    PaddleNLP's own."""
 
     def __init__(self, **kwargs):
         self.unknown_keys = [
@@ -53,7 +54,8 @@ class _PublishedConfig(PretrainedConfig):
         ]
 
     def to_dict(self, saving_file: bool = False) -> dict:
-        """The published keys with their values; parts become dictionaries, ``dtype`` becomes ``torch_dtype``."""
+        """The published keys with their values; parts become dictionaries, ``dtype`` becomes
+        ``torch_dtype``."""
         keys = ["model_type", *self.published_keys(), *self.unknown_keys]
         values = {key: getattr(self, key) for key in keys if hasattr(self, key)}
         plain = {key: v.to_dict() if isinstance(v, PretrainedConfig) else v for key, v in values.items()}
@@ -68,7 +70,8 @@ class _PublishedConfig(PretrainedConfig):
 
 
 class VisionEncoderConfig(_PublishedConfig):
-    """``vision_config``: the SigLIP tower. ``mlp_ratio`` times ``width``, rounded down, is the MLP's width."""
+    """``vision_config``: the SigLIP tower. ``mlp_ratio`` times ``width``, rounded down, is the MLP's
+    width."""
 
     model_type = "vision"
 
@@ -232,8 +235,8 @@ class DeepseekV2Config(_PublishedConfig):
             _check_choice("language_config.rope_scaling.type", rope_type, ROPE_TYPES)
         if not self.use_mla and self.num_key_value_heads != self.num_attention_heads:
             raise ValueError(
-                f"language_config: num_key_value_heads {self.num_key_value_heads} differs from num_attention_heads "
-                f"{self.num_attention_heads}; grouped keys are not used by any published model and not supported"
+                f"language_config: num_key_value_heads {self.num_key_value_heads} differs from "
+                f"num_attention_heads {self.num_attention_heads}; grouped keys are used by no published model"
             )
 
     def _check_experts(self) -> None:
@@ -242,19 +245,21 @@ class DeepseekV2Config(_PublishedConfig):
         experts, chosen = self.n_routed_experts, self.num_experts_per_tok
         if not chosen or chosen > experts:
             raise ValueError(
-                f"language_config: num_experts_per_tok is {chosen}; it must be between 1 and n_routed_experts {experts}"
+                f"language_config: num_experts_per_tok is {chosen}; "
+                f"it must be between 1 and n_routed_experts {experts}"
             )
         if self.topk_method == "greedy":
             return
         groups, kept = self.n_group or 1, self.topk_group or 1
         if experts % groups or kept > groups or kept * (experts // groups) < chosen:
             raise ValueError(
-                f"language_config: n_group {groups} and topk_group {kept} do not leave {chosen} of {experts} experts "
-                "to choose from"
+                f"language_config: n_group {groups} and topk_group {kept} "
+                f"do not leave {chosen} of {experts} experts to choose from"
             )
 
     def is_moe_layer(self, layer_index: int) -> bool:
-        """Whether decoder layer ``layer_index`` (from 0) holds experts; the first ``first_k_dense_replace`` do not."""
+        """Whether decoder layer ``layer_index`` (from 0) holds experts; the first ``first_k_dense_replace``
+        do not."""
         return (
             self.n_routed_experts is not None
             and layer_index >= self.first_k_dense_replace
@@ -263,8 +268,9 @@ class DeepseekV2Config(_PublishedConfig):
 
     @property
     def max_sequence_length(self) -> int:
-        """Positions that the rotary tables may reach: ``max_position_embeddings``, times the factor of linear and
-        dynamic scaling (YaRN configs state the extended length in ``max_position_embeddings`` already)."""
+        """Positions that the rotary tables may reach: ``max_position_embeddings``, times the factor of
+        linear and dynamic scaling (YaRN configs state the extended length in ``max_position_embeddings``
+        already)."""
         scaling = self.rope_scaling or {}
         if scaling.get("type", scaling.get("rope_type")) in ("linear", "dynamic"):
             return int(self.max_position_embeddings * scaling["factor"])
@@ -307,7 +313,8 @@ class DeepseekVLV2Config(_PublishedConfig):
             )
         if projector.n_embed != language.hidden_size:
             raise ValueError(
-                f"projector_config.n_embed {projector.n_embed} is not language_config.hidden_size {language.hidden_size}"
+                f"projector_config.n_embed {projector.n_embed} is not "
+                f"language_config.hidden_size {language.hidden_size}"
             )
 
     def to_dict(self, saving_file: bool = False) -> dict:

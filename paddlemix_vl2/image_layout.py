@@ -1,12 +1,13 @@
 """The contract between processor and model: which image tokens a picture becomes, and in which order.
 
 A picture is one global view and a grid of local tiles (``width_tiles`` x ``height_tiles``); every view has
-``side x side`` patch features. The tokens of a picture are, in this order (layout "2D", global view first, of the
-published ``processing_deepseek_vl_v2.py`` and ``modeling_deepseek_vl_v2.py``)::
+``side x side`` patch features. The tokens of a picture are, in this order (layout "2D", global view first,
+of the published ``processing_deepseek_vl_v2.py`` and ``modeling_deepseek_vl_v2.py``)::
 
     global view   side rows of side features, each row closed by the newline vector
     separator     one vector
-    local tiles   side * height_tiles rows across all tiles of a row of tiles, each closed by the newline vector
+    local tiles   side * height_tiles rows across all tiles of a row of tiles, each closed by the newline
+    vector
 
 Pure numpy: the processor counts with it, the model gathers with it.
 """

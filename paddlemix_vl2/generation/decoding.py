@@ -1,7 +1,7 @@
 """The decode loop: token ids in, token ids out.
 
-It knows the model by two methods only, ``prefill(batch, capacity, chunk_size)`` and ``decode_step(token_ids, cache)``,
-and reads the device once per step, for the tokens themselves.
+It knows the model by two methods only, ``prefill(batch, capacity, chunk_size)`` and ``decode_step(token_ids,
+cache)``, and reads the device once per step, for the tokens themselves.
 """
 
 import numpy as np
@@ -35,16 +35,17 @@ def generate(
     Args:
         input_ids, attention_mask, images, images_seq_mask, images_spatial_crop: a batch of the processor.
         max_new_tokens: longest answer.
-        do_sample: sample instead of taking the best token; ``temperature``, ``top_k`` (0: off), ``top_p`` and ``seed``
-            apply then.
+        do_sample: sample instead of taking the best token; ``temperature``, ``top_k`` (0: off), ``top_p``
+            and ``seed`` apply then.
         repetition_penalty: above 1, makes tokens of prompt and answer less likely.
-        eos_token_id: token, or tokens, that end an answer; the config's where absent, none where an empty list.
+        eos_token_id: token, or tokens, that end an answer; the config's where absent, none where an empty
+            list.
         streamer: has ``put(int64 [B])``, called once per step, and ``end()``.
         chunk_size: positions of the prompt per forward pass; bounds memory, does not change the answer.
 
     Returns:
-        new tokens only, int64 [B, steps], rows that ended earlier filled with their stop token; and the sum of the
-        chosen tokens' log-probabilities, float32 [B, 1].
+        new tokens only, int64 [B, steps], rows that ended earlier filled with their stop token; and the sum
+        of the chosen tokens' log-probabilities, float32 [B, 1].
 
     Raises:
         ValueError: an argument is out of range, or prompt plus answer pass the model's positions.
@@ -110,7 +111,7 @@ def _check_lengths(prompt_length: int, max_new_tokens: int, chunk_size: int | No
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
     if prompt_length + max_new_tokens > limit:
         raise ValueError(
-            f"the prompt has {prompt_length} tokens and max_new_tokens is {max_new_tokens}: together "
-            f"{prompt_length + max_new_tokens}, but the model has {limit} positions (max_position_embeddings); "
-            "ask for fewer new tokens, or send fewer or smaller pictures"
+            f"the prompt has {prompt_length} tokens and max_new_tokens is {max_new_tokens}, together "
+            f"{prompt_length + max_new_tokens}, but the model has {limit} positions "
+            "(max_position_embeddings); ask for fewer new tokens, or send fewer or smaller pictures"
         )

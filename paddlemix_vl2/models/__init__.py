@@ -19,6 +19,6 @@ P      patches of one tile
 W      width of the vision tower
 =====  ==================================================================
 
-Attention tensors are laid out [B, T, N, D], as in Paddle's own attention functions; caches of multi-head attention
-are [B, N, S, D], so that a decode step reads them in order.
+Attention tensors are laid out [B, T, N, D], as in Paddle's own attention functions; caches of multi-head
+attention are [B, N, S, D], so that a decode step reads them in order.
 """

@@ -1,7 +1,8 @@
-"""Self-attention of the language model: multi-head latent attention (MLA), and multi-head attention for VL2-Tiny.
+"""Self-attention of the language model: multi-head latent attention (MLA), and multi-head attention for
+VL2-Tiny.
 
-Source: published ``DeepseekV2Attention`` and, where ``use_mla`` is false, the Llama attention that it falls back to;
-MLA is section 2.1 of DeepSeek-V2 (arXiv 2405.04434), its absorbed form appendix C there.
+Source: published ``DeepseekV2Attention`` and, where ``use_mla`` is false, the Llama attention that it falls
+back to; MLA is section 2.1 of DeepSeek-V2 (arXiv 2405.04434), its absorbed form appendix C there.
 """
 
 from dataclasses import dataclass
@@ -29,10 +30,10 @@ class Visibility:
     Attributes:
         start: position of the first query in the key sequence.
         key_mask: bool [B, S], False on padding; None where nothing is padded.
-        padded_rows: leading queries of which at least one sequence has padding. Such a query sees no key; as in the
-            published code its attention is then even over the whole sequence.
-        step_bias: for a decode step over the whole cache, float32 [B or 1, 1, 1, capacity]: 0 where a key is filled
-            and not padding, else ``HIDDEN_SCORE``.
+        padded_rows: leading queries of which at least one sequence has padding. Such a query sees no key; as
+            in the published code its attention is then even over the whole sequence.
+        step_bias: for a decode step over the whole cache, float32 [B or 1, 1, 1, capacity]: 0 where a key is
+            filled and not padding, else ``HIDDEN_SCORE``.
     """
 
     start: int = 0
@@ -44,8 +45,9 @@ class Visibility:
 class DeepseekV2Attention(nn.Layer):
     """Multi-head latent attention, with and without a low-rank query (``q_lora_rank``).
 
-    Prefill and training expand the latent to keys and values of every head; a decode step moves ``kv_b_proj`` into
-    query and output instead and reads the latent cache, which is equal and touches fewer bytes.
+    Prefill and training expand the latent to keys and values of every head; a decode step moves
+    ``kv_b_proj`` into query and output instead and reads the latent cache, which is equal and touches fewer
+    bytes.
     """
 
     def __init__(self, config: DeepseekV2Config, rotary: RotaryEmbedding):
@@ -118,7 +120,8 @@ class DeepseekV2Attention(nn.Layer):
         return causal_attention(paddle.concat(queries, axis=-1), keys, values, visibility, self.scale)
 
     def _absorbed(self, queries, latents, step_bias) -> paddle.Tensor:
-        """Attention on the latents themselves, [B, T, N, Dv]: all heads share one key of R + Dr dimensions."""
+        """Attention on the latents themselves, [B, T, N, Dv]: all heads share one key of R + Dr
+        dimensions."""
         weight = self.kv_b_proj.weight.reshape([self.rank, self.num_heads, self.nope_dim + self.v_dim])
         key_weight, value_weight = paddle.split(weight, [self.nope_dim, self.v_dim], axis=-1)
         nope, rope = queries
@@ -132,7 +135,8 @@ class DeepseekV2Attention(nn.Layer):
 
 
 class MultiHeadAttention(nn.Layer):
-    """Multi-head attention with rotate-half position embedding, for configs with ``use_mla: false`` (VL2-Tiny)."""
+    """Multi-head attention with rotate-half position embedding, for configs with ``use_mla: false``
+    (VL2-Tiny)."""
 
     def __init__(self, config: DeepseekV2Config, rotary: RotaryEmbedding):
         super().__init__()
@@ -168,7 +172,8 @@ class MultiHeadAttention(nn.Layer):
         return self.o_proj(output.flatten(start_axis=2))
 
     def _step(self, queries, cache, step_bias) -> paddle.Tensor:
-        """One query per sequence over the whole cache, [B, 1, N, D]; unfilled positions are hidden by the bias."""
+        """One query per sequence over the whole cache, [B, 1, N, D]; unfilled positions are hidden by the
+        bias."""
         scores = paddle.matmul(_heads_first(queries), cache.keys, transpose_y=True)
         return _heads_first(paddle.matmul(_softmax(scores, step_bias, self.scale), cache.values))
 
@@ -227,7 +232,8 @@ def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
 
 
 def causal_bias(position: int, rows: int, seen: int, key_mask: paddle.Tensor | None) -> paddle.Tensor:
-    """float32 [B or 1, 1, rows, seen]: 0 where query ``position + row`` may see the key, else ``HIDDEN_SCORE``."""
+    """float32 [B or 1, 1, rows, seen]: 0 where query ``position + row`` may see the key, else
+    ``HIDDEN_SCORE``."""
     queries = paddle.arange(position, position + rows).unsqueeze(1)
     visible = (paddle.arange(seen).unsqueeze(0) <= queries).unsqueeze([0, 1])
     if key_mask is not None:

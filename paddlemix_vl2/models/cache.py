@@ -71,5 +71,6 @@ class ModelCache:
             self.key_mask = paddle.concat([seen, answer], axis=1)
 
     def next_positions(self, count: int) -> paddle.Tensor:
-        """Position ids of the next ``count`` tokens, int64 [B, count]; padding does not count and stays at 0."""
+        """Position ids of the next ``count`` tokens, int64 [B, count]; padding does not count and stays at
+        0."""
         return (paddle.arange(self.length, self.length + count) - self.padding).clip(min=0)

@@ -1,8 +1,9 @@
 """Puts image features among the text embeddings, following the layout of ``image_layout``.
 
-The plan is made on the host from the tile grids and the mask, both checked; the device then needs one gather (which
-also lays out newlines and separators) and one out-of-place scatter, both with a full gradient. An in-place
-``masked_scatter_`` on a slice would lose the gradient and leave projector and vision tower untrained.
+The plan is made on the host from the tile grids and the mask, both checked; the device then needs one gather
+(which also lays out newlines and separators) and one out-of-place scatter, both with a full gradient. An
+in-place ``masked_scatter_`` on a slice would lose the gradient and leave projector and vision tower
+untrained.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ class FusionPlan:
 
     Attributes:
         tiles: int64 [I], rows of the batch's tiles flattened from [B, max_tiles] that hold a picture.
-        sources: int64 [image tokens], rows of the features [I * side * side], then the newline, then the separator.
+        sources: int64 [image tokens], rows of the features [I * side * side], then the newline, then the
+            separator.
         positions: int64 [image tokens], rows of the embeddings flattened from [B, T].
     """
 
@@ -38,8 +40,8 @@ def plan_fusion(spatial_crop: np.ndarray, seq_mask: np.ndarray, max_tiles: int, 
         side: image tokens along one side of a tile.
 
     Raises:
-        ValueError: a sample's mask has another number of image tokens than its grids, or its grids want more tiles than
-            the picture tensor has; the message has both numbers.
+        ValueError: a sample's mask has another number of image tokens than its grids, or its grids want more
+            tiles than the picture tensor has; the message has both numbers.
     """
     tiles, sources, num_tiles = [], [], 0
     for sample, grids in enumerate(spatial_crop):
@@ -68,7 +70,8 @@ def _check_counts(sample: int, wanted: int, marked: int, used: int, max_tiles: i
         )
     if used > max_tiles:
         raise ValueError(
-            f"sample {sample}: images_spatial_crop stands for {used} tiles, but images holds {max_tiles} per sample"
+            f"sample {sample}: images_spatial_crop stands for {used} tiles, "
+            f"but images holds {max_tiles} per sample"
         )
 
 

@@ -25,7 +25,8 @@ from paddlemix_vl2.models.rope import RotaryEmbedding
 class LanguageOutput:
     """Attributes:
     hidden: [B, T, H] after the final norm.
-    hidden_states: the embeddings, each layer's output, the last one after the final norm; empty unless asked for.
+    hidden_states: the embeddings, each layer's output, the last one after the final norm; empty unless asked
+        for.
     routings: one per mixture layer, in order.
     """
 

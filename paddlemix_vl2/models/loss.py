@@ -18,7 +18,8 @@ def next_token_loss(hidden: paddle.Tensor, labels: paddle.Tensor, lm_head: nn.La
         lm_head: maps [rows, H] to [rows, V].
 
     Returns:
-        float32 scalar; 0 (with a zero gradient) where no position is supervised, as a mean over none would be NaN.
+        float32 scalar; 0 (with a zero gradient) where no position is supervised, as a mean over none would
+        be NaN.
     """
     targets = labels[:, 1:].flatten()
     supervised = paddle.nonzero(targets != IGNORE_ID).flatten()

@@ -1,7 +1,7 @@
 """Mixture of experts: routing, the sorted path through the experts, and the gradient of the balance loss.
 
-Source: published ``MoEGate``, ``DeepseekV2MoE`` and ``AddAuxiliaryLoss``; DeepSeekMoE (arXiv 2401.06066), DeepSeek-V2
-(arXiv 2405.04434, section 2.2), loss-free balancing (arXiv 2408.15664).
+Source: published ``MoEGate``, ``DeepseekV2MoE`` and ``AddAuxiliaryLoss``; DeepSeekMoE (arXiv 2401.06066),
+DeepSeek-V2 (arXiv 2405.04434, section 2.2), loss-free balancing (arXiv 2408.15664).
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,10 @@ class Routing:
 class MoEGate(nn.Layer):
     """Chooses ``num_experts_per_tok`` of ``n_routed_experts`` for every token, in float32.
 
-    ``greedy`` takes the best scores, ``group_limited_greedy`` the best within the best groups (a group counts its best
-    expert), ``noaux_tc`` the best of score plus ``e_score_correction_bias`` (a group counts its two best) while the
-    weight remains the score without bias. All three can be trained; the bias has no gradient, a balancer moves it.
+    ``greedy`` takes the best scores, ``group_limited_greedy`` the best within the best groups (a group
+    counts its best expert), ``noaux_tc`` the best of score plus ``e_score_correction_bias`` (a group counts
+    its two best) while the weight remains the score without bias. All three can be trained; the bias has no
+    gradient, a balancer moves it.
     """
 
     def __init__(self, config: DeepseekV2Config):
@@ -84,7 +85,8 @@ class MoEGate(nn.Layer):
         return paddle.topk(scores, self.top_k, axis=-1)[1]
 
     def _mask_groups(self, scores: paddle.Tensor, best_of_group: int) -> paddle.Tensor:
-        """-inf for experts outside the best groups. Not 0, which would outrank a kept expert of negative score."""
+        """-inf for experts outside the best groups. Not 0, which would outrank a kept expert of negative
+        score."""
         grouped = scores.reshape([scores.shape[0], self.num_groups, -1])
         group_scores = paddle.topk(grouped, best_of_group, axis=-1)[0].sum(axis=-1)
         kept = paddle.topk(group_scores, self.kept_groups, axis=-1)[1]
@@ -92,9 +94,10 @@ class MoEGate(nn.Layer):
         return paddle.where(mask > 0, grouped, paddle.full_like(grouped, -float("inf"))).flatten(start_axis=1)
 
     def _balance_loss(self, scores: paddle.Tensor, experts: paddle.Tensor, batch: int) -> paddle.Tensor:
-        """sum_e f_e * P_e with f the share of tokens times E and P the mean score, per sequence (``seq_aux``) or over
-        the whole batch (arXiv 2401.06066, eq. 12 to 14). Sigmoid scores are normalised over the experts first
-        (DeepSeek-V3, arXiv 2412.19437, eq. 18), or the loss would push every score down instead of levelling them."""
+        """sum_e f_e * P_e with f the share of tokens times E and P the mean score, per sequence
+        (``seq_aux``) or over the whole batch (arXiv 2401.06066, eq. 12 to 14). Sigmoid scores are normalised
+        over the experts first (DeepSeek-V3, arXiv 2412.19437, eq. 18), or the loss would push every score
+        down instead of levelling them."""
         if self.scoring_func == "sigmoid":
             scores = scores / (scores.sum(axis=-1, keepdim=True) + 1e-20)
         rows = batch if self.seq_aux else 1
@@ -107,8 +110,8 @@ class MoEGate(nn.Layer):
 
 
 class AddAuxiliaryLoss(PyLayer):
-    """Identity on ``hidden`` that gives ``loss`` a gradient of one: the balance loss is trained on without being part
-    of the reported loss (published ``AddAuxiliaryLoss``)."""
+    """Identity on ``hidden`` that gives ``loss`` a gradient of one: the balance loss is trained on without
+    being part of the reported loss (published ``AddAuxiliaryLoss``)."""
 
     @staticmethod
     def forward(ctx, hidden: paddle.Tensor, loss: paddle.Tensor) -> paddle.Tensor:
@@ -123,9 +126,9 @@ class AddAuxiliaryLoss(PyLayer):
 class DeepseekV2MoE(nn.Layer):
     """Routed experts, weighted and added to the shared experts; one path for training and inference.
 
-    The (token, choice) pairs are sorted by expert, every expert with tokens runs once on one contiguous slice, and the
-    outputs go back to their tokens. The counts are read from the device once per layer. Shared experts are one MLP of
-    ``n_shared_experts`` times the width.
+    The (token, choice) pairs are sorted by expert, every expert with tokens runs once on one contiguous
+    slice, and the outputs go back to their tokens. The counts are read from the device once per layer.
+    Shared experts are one MLP of ``n_shared_experts`` times the width.
     """
 
     def __init__(self, config: DeepseekV2Config):

@@ -1,8 +1,10 @@
 """The adaptor between vision tower and language model: 2x2 downsampling and an MLP.
 
-Source: published ``MlpProjector`` with ``projector_type: downsample_mlp_gelu``; the other types of the published code
-are used by no published model.
+Source: published ``MlpProjector`` with ``projector_type: downsample_mlp_gelu``; the other types of the
+published code are used by no published model.
 """
+
+from itertools import pairwise
 
 import paddle
 import paddle.nn.functional as F
@@ -12,7 +14,8 @@ from paddlemix_vl2.configuration import MlpProjectorConfig
 
 
 class MlpProjector(nn.Layer):
-    """Joins each ``downsample_ratio`` square of patches into one image token and projects it to the hidden size."""
+    """Joins each ``downsample_ratio`` square of patches into one image token and projects it to the hidden
+    size."""
 
     def __init__(self, config: MlpProjectorConfig):
         super().__init__()
@@ -20,7 +23,7 @@ class MlpProjector(nn.Layer):
         inner = config.n_embed * config.mlp_ratio
         widths = [config.input_dim * self.ratio**2, *[inner] * (config.depth - 1), config.n_embed]
         layers = [nn.Linear(widths[0], widths[1])]
-        for before, after in zip(widths[1:-1], widths[2:], strict=True):
+        for before, after in pairwise(widths[1:]):
             layers += [nn.GELU(), nn.Linear(before, after)]
         self.layers = nn.Sequential(*layers)
 
@@ -29,7 +32,8 @@ class MlpProjector(nn.Layer):
         return self.layers(self.downsample(patches))
 
     def downsample(self, patches: paddle.Tensor) -> paddle.Tensor:
-        """Zero-pad the grid on the right and bottom, then gather each square channel-major: (channel, row, column).
+        """Zero-pad the grid on the right and bottom, then gather each square channel-major: (channel, row,
+        column).
 
         [I, P, W] -> [I, side * side, W * ratio ** 2].
         """

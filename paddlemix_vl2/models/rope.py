@@ -1,9 +1,11 @@
 """Rotary position embedding: plain, linear, dynamic and YaRN.
 
-The tables are float32 always. Rounded to bfloat16 they leave a few hundred distinct positions out of thousands, which
-garbles long answers. They live in a plain Python object, which ``Layer.to`` and amp's ``decorate`` cannot reach.
+The tables are float32 always. Rounded to bfloat16 they leave a few hundred distinct positions out of
+thousands, which garbles long answers. They live in a plain Python object, which ``Layer.to`` and amp's
+``decorate`` cannot reach.
 
-Source: published ``DeepseekV2RotaryEmbedding`` and its linear, dynamic NTK and YaRN variants; YaRN is arXiv 2309.00071.
+Source: published ``DeepseekV2RotaryEmbedding`` and its linear, dynamic NTK and YaRN variants; YaRN is arXiv
+    2309.00071.
 """
 
 import math
@@ -66,7 +68,8 @@ class RotaryEmbedding:
         return self._tables[key]
 
     def _angles(self, total_length: int) -> tuple[np.ndarray, float]:
-        """float32 [max_length, dim / 2] of angles, and the magnitude that multiplies their cosine and sine."""
+        """float32 [max_length, dim / 2] of angles, and the magnitude that multiplies their cosine and
+        sine."""
         theta, length, magnitude = self.theta, max(self.max_length, total_length), 1.0
         positions = np.arange(length, dtype=np.float32)
         if self.kind == "linear":
@@ -90,8 +93,9 @@ def rotate(x: paddle.Tensor, rotary: tuple[paddle.Tensor, paddle.Tensor], interl
     Args:
         x: [B, T, N, D].
         rotary: cosines and sines, float32 [B, T, 1, D / 2].
-        interleaved: pairs are neighbours (MLA) instead of halves of the head (multi-head attention). The output holds
-            the halves side by side in both cases, as in the published code; queries and keys agree, so scores do.
+        interleaved: pairs are neighbours (MLA) instead of halves of the head (multi-head attention). The
+            output holds the halves side by side in both cases, as in the published code; queries and keys
+            agree, so scores do.
 
     Returns:
         [B, T, N, D] in the dtype of ``x``.

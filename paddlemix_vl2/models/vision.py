@@ -1,7 +1,8 @@
 """The vision tower: SigLIP's ViT (SO400M, patch 14, 384 pixels, in the published models).
 
-Source: published ``VisionTransformer`` (``siglip_vit.py``). Its GELU is the tanh approximation, and the final norm is
-applied. ``attn_pool`` is part of the checkpoint and of no forward pass; it is kept so that a save is complete.
+Source: published ``VisionTransformer`` (``siglip_vit.py``). Its GELU is the tanh approximation, and the
+final norm is applied. ``attn_pool`` is part of the checkpoint and of no forward pass; it is kept so that a
+save is complete.
 """
 
 import paddle

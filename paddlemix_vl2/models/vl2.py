@@ -46,7 +46,8 @@ class DeepseekVLV2Output(ModelOutput):
 
 
 class DeepseekVLV2ForCausalLM(PretrainedModel):
-    """The whole model. ``model(**batch)`` takes what the processor returns; ``model.generate(**batch)`` answers."""
+    """The whole model. ``model(**batch)`` takes what the processor returns; ``model.generate(**batch)``
+    answers."""
 
     config_class = DeepseekVLV2Config
     base_model_prefix = "language"
@@ -93,8 +94,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             past_key_values: from :meth:`new_cache`; the call continues behind its filled part.
 
         Raises:
-            ValueError: pictures, mask and grids of the batch do not fit each other, or the device cannot compute in
-                the weights' dtype.
+            ValueError: pictures, mask and grids of the batch do not fit each other, or the device cannot
+                compute in the weights' dtype.
         """
         device.check_compute_dtype(self.weight_dtype)
         if inputs_embeds is None:
@@ -132,7 +133,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         images_seq_mask: paddle.Tensor | None = None,
         images_spatial_crop: paddle.Tensor | None = None,
     ) -> paddle.Tensor:
-        """Text embeddings with the image tokens in their places, [B, T, H]; arguments as in :meth:`forward`."""
+        """Text embeddings with the image tokens in their places, [B, T, H]; arguments as in
+        :meth:`forward`."""
         embeddings = self.language.model.embed_tokens(input_ids)
         if images is None or images_spatial_crop is None or not bool(images_spatial_crop.any()):
             return embeddings
@@ -147,7 +149,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         return place_image_tokens(embeddings, features, self.image_newline, self.view_seperator, plan)
 
     def encode_tiles(self, tiles: paddle.Tensor) -> paddle.Tensor:
-        """Vision tower and projector over [I, 3, side, side] -> [I, image tokens, H], a bounded number at once."""
+        """Vision tower and projector over [I, 3, side, side] -> [I, image tokens, H], a bounded number at
+        once."""
         tiles = tiles.astype(self.weight_dtype)
         passes = range(0, tiles.shape[0], self.max_tiles_per_pass)
         parts = [
@@ -156,7 +159,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         return parts[0] if len(parts) == 1 else paddle.concat(parts)
 
     def new_cache(self, attention_mask: paddle.Tensor, capacity: int) -> ModelCache:
-        """An empty cache for prompts with this mask [B, T] and up to ``capacity`` positions, answers included."""
+        """An empty cache for prompts with this mask [B, T] and up to ``capacity`` positions, answers
+        included."""
         return ModelCache(self.config.language_config, attention_mask, capacity, self.weight_dtype)
 
     @paddle.no_grad()
@@ -203,20 +207,22 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
     def from_pretrained(
         cls, path: str | Path, dtype: str = "auto", progress: bool = True
     ) -> "DeepseekVLV2ForCausalLM":
-        """Load a checkpoint in the published layout (or with PaddleMIX's transposed matrices), tensor by tensor.
+        """Load a checkpoint in the published layout (or with PaddleMIX's transposed matrices), tensor by
+        tensor.
 
         Args:
             path: folder with ``config.json`` and safetensors files, or a hub name such as
                 ``deepseek-ai/deepseek-vl2-tiny``.
-            dtype: ``auto`` (bfloat16 or float16 on a GPU, float32 on the CPU), ``float32``, ``bfloat16``, ``float16``.
+            dtype: ``auto`` (bfloat16 or float16 on a GPU, float32 on the CPU), ``float32``, ``bfloat16``,
+                ``float16``.
             progress: show a bar while a large checkpoint loads.
 
         Returns:
             the model in evaluation mode.
 
         Raises:
-            FileNotFoundError, ValueError: no such checkpoint, or one that does not fit its config; every missing,
-                unexpected and misshapen tensor is named.
+            FileNotFoundError, ValueError: no such checkpoint, or one that does not fit its config; every
+                missing, unexpected and misshapen tensor is named.
         """
         folder = checkpoints.resolve_checkpoint(path)
         config = DeepseekVLV2Config.from_json(folder)
@@ -230,7 +236,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
     def save_pretrained(
         self, folder: str | Path, dtype: str | None = None, max_shard_bytes: int = 5_000_000_000
     ) -> None:
-        """Write the published layout: safetensors with the torch matrices, an index where sharded, ``config.json``.
+        """Write the published layout: safetensors with the torch matrices, an index where sharded,
+        ``config.json``.
 
         Args:
             dtype: dtype of the file; that of the weights where absent.
