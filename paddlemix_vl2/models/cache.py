@@ -57,7 +57,11 @@ class ModelCache:
     """
 
     def __init__(self, config: DeepseekV2Config, attention_mask: paddle.Tensor, capacity: int, dtype: str):
-        """``attention_mask`` is that of the whole prompt, [B, T], zeros (padding) on the left."""
+        """``attention_mask`` is that of the whole prompt, [B, T].
+
+        Raises:
+            ValueError: a prompt does not end in a token: padding must be on the left.
+        """
         batch, prompt_length = attention_mask.shape
         layer_cache = LatentCache if config.use_mla else KeyValueCache
         self.layers = [layer_cache(batch, capacity, config, dtype) for _ in range(config.num_hidden_layers)]
@@ -66,6 +70,8 @@ class ModelCache:
         seen = attention_mask.astype("bool")
         self.padding = prompt_length - seen.astype("int64").sum(axis=1, keepdim=True)
         self.key_mask = None
+        if not bool(seen[:, -1].all()):
+            raise ValueError("attention_mask: a prompt ends in padding; padding must be on the left")
         if not bool(seen.all()):
             answer = paddle.ones([batch, capacity - prompt_length], "bool")
             self.key_mask = paddle.concat([seen, answer], axis=1)

@@ -1,0 +1,105 @@
+"""Opening pictures: what Pillow reads becomes an upright 8-bit RGB picture, anything else one clear error."""
+
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+_ORIENTATION_TAG = 0x0112
+# What an EXIF orientation asks of a viewer; 1 (and anything unknown) asks for nothing.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_EXIF_ERRORS = (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error)
+_LONGEST_NAME = 200
+
+
+def open_picture(source: str | os.PathLike | Image.Image, name: str | None = None) -> Image.Image:
+    """The picture as the model sees it: upright, RGB, eight bits per channel.
+
+    Colours follow ``Image.convert("RGB")``, as in the published code: CMYK is converted without a colour
+    profile and transparency is dropped, not blended with a background. Two things go beyond the published
+    code. The EXIF orientation is applied, because a phone stores an upright picture lying on its side and
+    says so only there; the model would be asked about a picture that nobody has seen. Sixteen-bit grey is
+    scaled to eight, where ``convert`` would turn nearly every pixel white. Of an animation the current (in a
+    file the first) frame is taken.
+
+    Boxes in an answer refer to the picture returned here: draw them on it, not on the file's raw pixels.
+
+    Args:
+        source: a file's path or a PIL image, which is left as it is.
+        name: what errors call the picture; the path, or "the picture", when absent.
+
+    Raises:
+        ValueError: no such file, not a picture, damaged, too large to be safe, without pixels, or of a kind
+            that has no conversion to RGB. The message starts with the name.
+    """
+    if isinstance(source, Image.Image):
+        name = name or str(getattr(source, "filename", "")) or "the picture"
+        return _checked(lambda: _to_upright_rgb(source), name)
+    if isinstance(source, str | os.PathLike):
+        return _checked(lambda: _open_file(Path(source)), name or str(source))
+    kind = type(source).__name__
+    raise ValueError(f"{name or 'the picture'}: a picture is a PIL image or a file's path, not {kind}")
+
+
+def _open_file(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return _to_upright_rgb(picture)
+
+
+def _checked(load: Callable[[], Image.Image], name: str) -> Image.Image:
+    """Call ``load``; whatever goes wrong becomes a one-line ValueError that starts with ``name``."""
+    name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
+    try:
+        return load()
+    except FileNotFoundError:
+        reason = "no such file"
+    except IsADirectoryError:
+        reason = "is a folder, not a picture"
+    except UnidentifiedImageError:
+        reason = "not a picture that Pillow can read"
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        limit = f"{Image.MAX_IMAGE_PIXELS:,}"
+        reason = f"has more than {limit} pixels; raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
+    except MemoryError:
+        reason = "does not fit into memory"
+    # Pillow's decoders raise whatever broken bytes lead them to: OSError, SyntaxError, IndexError.
+    except Exception as error:
+        detail = str(getattr(error, "strerror", None) or error) or type(error).__name__
+        reason = "cannot be read as a picture: " + " ".join(detail.split())
+    raise ValueError(f"{name}: {reason}")
+
+
+def _to_upright_rgb(picture: Image.Image) -> Image.Image:
+    if not picture.width or not picture.height:
+        raise ValueError(f"it has {picture.width} x {picture.height} pixels")
+    picture.load()
+    move = _UPRIGHT.get(_orientation(picture))
+    upright = picture.transpose(move) if move is not None else picture.copy()
+    # Pixels only: an orientation that stayed behind would be applied again when the result is passed in here.
+    upright.info = {}
+    if upright.mode.startswith("I;16"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    elif upright.mode in ("I", "F"):
+        raise ValueError(
+            f"its mode is {upright.mode!r} (32 bits per pixel, no fixed range); save it with 8 or 16 bits"
+        )
+    return upright if upright.mode == "RGB" else upright.convert("RGB")
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 where there is none. Damaged EXIF counts as none: the pixels may be good."""
+    try:
+        return picture.getexif().get(_ORIENTATION_TAG, 1)
+    except _EXIF_ERRORS:
+        return 1

