@@ -1,4 +1,5 @@
-"""Package metadata. Paddle itself is an extra: ``[cpu]`` or ``[gpu]``, because the two builds are separate packages."""
+"""Package metadata. Paddle itself is an extra: ``[cpu]`` or ``[gpu]``, because the two builds are separate
+packages."""
 
 from pathlib import Path
 

@@ -3,11 +3,11 @@ is quick."""
 
 import importlib
 
-from paddlemix_vl2.device import enable_fast_mkl
+from paddlemix_vl2.device import tune_process
 
 __version__ = "0.1.0"
 
-enable_fast_mkl()
+tune_process()
 
 _PUBLIC = {
     "DeepseekVLV2Config": "paddlemix_vl2.configuration",

@@ -1,6 +1,7 @@
 """What a model costs by arithmetic: floating-point operations and bytes, from its configuration alone.
 
-A multiplication with its addition counts as two operations. Norms, softmax, activations and rotations are left
+A multiplication with its addition counts as two operations. Norms, softmax, activations and rotations are
+left
 out: they are below 1 % of the operations of the published models. Benchmarks divide these figures by what the
 machine can do to get a floor.
 """
@@ -38,10 +39,7 @@ def prefill_flops(config: DeepseekV2Config, tokens: int) -> int:
 def decode_bytes(config: DeepseekV2Config, length: int, bytes_per_value: int) -> int:
     """Bytes that one decode step of one sequence reads: the weights that it uses, once each, and the cache of
     ``length`` positions."""
-    if config.use_mla:
-        cached = config.kv_lora_rank + config.qk_rope_head_dim
-    else:
-        cached = 2 * config.hidden_size
+    cached = config.kv_lora_rank + config.qk_rope_head_dim if config.use_mla else 2 * config.hidden_size
     weights = layer_weights_per_token(config) + config.vocab_size * config.hidden_size
     return bytes_per_value * (weights + config.num_hidden_layers * cached * length)
 

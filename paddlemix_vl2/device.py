@@ -1,14 +1,33 @@
 """Everything that is chosen by device, processor or Paddle version, in one place and by asking, never by
-trying.
+trying."""
 
-:func:`enable_fast_mkl` must run before Paddle is imported; the package's ``__init__`` sees to that.
-"""
-
+import ctypes
 import os
+import platform
+import sys
 from pathlib import Path
 
-_FAST_MKL_VARIABLE = "MKL_DEBUG_CPU_TYPE"
 DTYPES = ("float32", "bfloat16", "float16")
+_FAST_MKL_VARIABLE = "MKL_DEBUG_CPU_TYPE"
+_THREADS_VARIABLE = "OMP_NUM_THREADS"
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's malloc.h
+
+
+def tune_process() -> None:
+    """Import Paddle, and set what makes its CPU operators fast: MKL's kernels on AMD, threads, freed memory.
+
+    Runs when the package is imported. MKL reads its variable when it is loaded and OpenMP its own at the
+    first
+    computation, so the order matters: the first before Paddle, the second after, as Paddle sets it to 1.
+    """
+    enable_fast_mkl()
+    paddle_came_first = "paddle" in sys.modules
+    threads_are_set = _THREADS_VARIABLE in os.environ and not paddle_came_first
+    import paddle  # noqa: F401
+
+    if not threads_are_set:
+        use_all_cores()
+    keep_freed_memory()
 
 
 def enable_fast_mkl(cpuinfo: str | None = None) -> bool:
@@ -22,13 +41,60 @@ def enable_fast_mkl(cpuinfo: str | None = None) -> bool:
     Returns:
         whether the variable was set.
     """
-    if cpuinfo is None:
-        source = Path("/proc/cpuinfo")
-        cpuinfo = source.read_text() if source.exists() else ""
+    cpuinfo = _cpuinfo() if cpuinfo is None else cpuinfo
     if "AuthenticAMD" not in cpuinfo or _FAST_MKL_VARIABLE in os.environ:
         return False
     os.environ[_FAST_MKL_VARIABLE] = "5"
     return True
+
+
+def use_all_cores() -> int:
+    """Let matrix products use every physical core that this process may run on; Paddle sets one thread.
+
+    One of several processes of ``paddle.distributed.launch`` stays at Paddle's one thread. A process that has
+    computed before keeps what it has.
+
+    Returns:
+        the number of threads.
+    """
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        return int(os.environ.get(_THREADS_VARIABLE, "1"))
+    threads = physical_cores()
+    os.environ[_THREADS_VARIABLE] = str(threads)
+    return threads
+
+
+def physical_cores(cpuinfo: str | None = None) -> int:
+    """Cores that this process may run on, hyper-threads counted once.
+
+    Args:
+        cpuinfo: text of ``/proc/cpuinfo``; read from the system when absent.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fields = dict(line.split(":", 1) for line in (cpuinfo or _cpuinfo()).splitlines() if ":" in line)
+    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    threads_per_core = int(fields.get("siblings", 1)) // int(fields.get("cpu cores", 1))
+    return max(1, usable // max(1, threads_per_core))
+
+
+def keep_freed_memory(threshold: int = 1 << 28) -> bool:
+    """Let glibc reuse freed blocks of up to ``threshold`` bytes instead of giving them back to the system.
+
+    By default blocks above 32 MiB are mapped anew for every tensor, and touching fresh pages then costs
+    several times the computation itself in element-wise operators.
+
+    Returns:
+        whether this C library took the setting.
+    """
+    if platform.libc_ver()[0] != "glibc" or "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_THRESHOLD, threshold)) and bool(mallopt(_M_TRIM_THRESHOLD, 2 * threshold))
+
+
+def _cpuinfo() -> str:
+    source = Path("/proc/cpuinfo")
+    return source.read_text() if source.exists() else ""
 
 
 def set_device(name: str = "auto") -> str:

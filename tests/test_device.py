@@ -1,6 +1,8 @@
 """What is chosen by processor and device."""
 
 import os
+import subprocess
+import sys
 
 import paddle
 import pytest
@@ -18,6 +20,45 @@ def test_fast_mkl_is_set_on_amd_only(vendor, preset, expected, monkeypatch):
         monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", preset)
     assert device.enable_fast_mkl(f"vendor_id : {vendor}\n") == (expected == "5")
     assert os.environ.get("MKL_DEBUG_CPU_TYPE") == expected
+
+
+HYPERTHREADED = "processor : 0\nsiblings : 4\ncpu cores : 2\n\nprocessor : 1\nsiblings : 4\ncpu cores : 2\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "usable", "expected"), [(HYPERTHREADED, 4, 2), ("", 4, 4), (HYPERTHREADED, 1, 1)]
+)
+def test_physical_cores(cpuinfo, usable, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
+    monkeypatch.setattr(device, "_cpuinfo", lambda: "")
+    assert device.physical_cores(cpuinfo) == expected
+
+
+@pytest.mark.parametrize(("preset", "expected"), [({}, "all"), ({"OMP_NUM_THREADS": "1"}, "1")])
+def test_threads_are_those_of_the_user_or_all_cores(preset, expected):
+    """Asked of the OpenMP library itself, in a second thread of a fresh process: the setting must hold there
+    too."""
+    script = """
+import threading, paddlemix_vl2, paddle
+from threadpoolctl import threadpool_info
+x = paddle.ones([64, 64])
+paddle.matmul(x, x)
+found = []
+def look():
+    found.extend(i["num_threads"] for i in threadpool_info() if "iomp" in i["filepath"])
+thread = threading.Thread(target=look)
+thread.start(); thread.join()
+print(found[0])
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    printed = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**environment, **preset},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert int(printed) == (device.physical_cores() if expected == "all" else int(expected))
 
 
 def test_devices_are_named_in_errors():

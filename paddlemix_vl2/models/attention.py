@@ -5,41 +5,14 @@ Source: published ``DeepseekV2Attention`` and, where ``use_mla`` is false, the L
 back to; MLA is section 2.1 of DeepSeek-V2 (arXiv 2405.04434), its absorbed form appendix C there.
 """
 
-from dataclasses import dataclass
-
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
-from paddlemix_vl2 import device
 from paddlemix_vl2.configuration import DeepseekV2Config
 from paddlemix_vl2.models.cache import KeyValueCache, LatentCache
+from paddlemix_vl2.models.dot_product import Visibility, biased_softmax, causal_attention, heads_first
 from paddlemix_vl2.models.layers import DeepseekV2RMSNorm
 from paddlemix_vl2.models.rope import RotaryEmbedding, rotate
-
-# Finite, so that the row of a padded query, which sees nothing, becomes an average and not NaN.
-HIDDEN_SCORE = -1e30
-# Query rows whose scores exist at once on the CPU: bounds memory at N * 256 * S floats per sequence.
-QUERY_BLOCK = 256
-
-
-@dataclass(frozen=True)
-class Visibility:
-    """Which keys the queries of a call may see; the same for all layers.
-
-    Attributes:
-        start: position of the first query in the key sequence.
-        key_mask: bool [B, S], False on padding; None where nothing is padded.
-        padded_rows: leading queries of which at least one sequence has padding. Such a query sees no key; as
-            in the published code its attention is then even over the whole sequence.
-        step_bias: for a decode step over the whole cache, float32 [B or 1, 1, 1, capacity]: 0 where a key is
-            filled and not padding, else ``HIDDEN_SCORE``.
-    """
-
-    start: int = 0
-    key_mask: paddle.Tensor | None = None
-    padded_rows: int = 0
-    step_bias: paddle.Tensor | None = None
 
 
 class DeepseekV2Attention(nn.Layer):
@@ -87,7 +60,7 @@ class DeepseekV2Attention(nn.Layer):
         if cache is not None:
             cache.write(visibility.start, latents)
         if visibility.step_bias is not None:
-            output = self._absorbed(queries, cache.latents, visibility.step_bias)
+            output = self._absorbed(queries, cache, visibility.step_bias)
         else:
             if visibility.start:
                 latents = cache.read(visibility.start + hidden.shape[1])
@@ -107,7 +80,8 @@ class DeepseekV2Attention(nn.Layer):
     def _latents(self, hidden, rotary) -> paddle.Tensor:
         """Normed latent and rotated shared key side by side, [B, T, R + Dr]."""
         latent, rope = paddle.split(self.kv_a_proj_with_mqa(hidden), [self.rank, self.rope_dim], axis=-1)
-        rope = rotate(rope.unsqueeze(2), rotary, interleaved=True).squeeze(2)
+        one_head = (rotary[0][:, :, :1], rotary[1][:, :, :1])
+        rope = rotate(rope.unsqueeze(2), one_head, interleaved=True).squeeze(2)
         return paddle.concat([self.kv_a_layernorm(latent), rope], axis=-1)
 
     def _expanded(self, queries, latents, visibility) -> paddle.Tensor:
@@ -119,19 +93,23 @@ class DeepseekV2Attention(nn.Layer):
         keys = paddle.concat([nope, rope], axis=-1)
         return causal_attention(paddle.concat(queries, axis=-1), keys, values, visibility, self.scale)
 
-    def _absorbed(self, queries, latents, step_bias) -> paddle.Tensor:
-        """Attention on the latents themselves, [B, T, N, Dv]: all heads share one key of R + Dr
-        dimensions."""
+    def _absorbed(self, queries, cache: LatentCache, step_bias) -> paddle.Tensor:
+        """Attention on the latents themselves, [B, 1, N, Dv]: all heads share one key of R + Dr dimensions."""
+        if cache.absorbed is None:
+            cache.absorbed = self._split_kv_b()
+        key_weight, value_weight = cache.absorbed
+        nope, rope = (heads_first(x) for x in queries)
+        query = paddle.concat([paddle.matmul(nope, key_weight), rope], axis=-1)  # [B, N, 1, R + Dr]
+        latents = cache.latents.unsqueeze(1)  # [B, 1, S, R + Dr]
+        scores = paddle.matmul(query, latents, transpose_y=True)
+        mixed = paddle.matmul(biased_softmax(scores, step_bias, self.scale), latents)[..., : self.rank]
+        return heads_first(paddle.matmul(mixed, value_weight))
+
+    def _split_kv_b(self) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """``kv_b_proj`` as [N, Dn, R], which takes queries to latents, and [N, R, Dv], latents to values."""
         weight = self.kv_b_proj.weight.reshape([self.rank, self.num_heads, self.nope_dim + self.v_dim])
-        key_weight, value_weight = paddle.split(weight, [self.nope_dim, self.v_dim], axis=-1)
-        nope, rope = queries
-        nope = paddle.einsum("btnd,rnd->bntr", nope, key_weight)
-        absorbed = paddle.concat([nope, rope.transpose([0, 2, 1, 3])], axis=-1)  # [B, N, T, R + Dr]
-        latents = latents.unsqueeze(1)  # [B, 1, S, R + Dr]
-        scores = paddle.matmul(absorbed, latents, transpose_y=True)
-        weights = _softmax(scores, step_bias, self.scale)
-        mixed = paddle.matmul(weights, latents[..., : self.rank])  # [B, N, T, R]
-        return paddle.einsum("bntr,rnd->btnd", mixed, value_weight)
+        key_weight, value_weight = weight.split([self.nope_dim, self.v_dim], axis=-1)
+        return paddle.einsum("rnd->ndr", key_weight), paddle.einsum("rnd->nrd", value_weight)
 
 
 class MultiHeadAttention(nn.Layer):
@@ -162,90 +140,17 @@ class MultiHeadAttention(nn.Layer):
         keys = rotate(self.k_proj(hidden).reshape(shape), rotary, interleaved=False)
         values = self.v_proj(hidden).reshape(shape)
         if cache is not None:
-            cache.write(visibility.start, _heads_first(keys), _heads_first(values))
+            cache.write(visibility.start, heads_first(keys), heads_first(values))
         if visibility.step_bias is not None:
             output = self._step(queries, cache, visibility.step_bias)
         else:
             if visibility.start:
-                keys, values = map(_heads_first, cache.read(visibility.start + hidden.shape[1]))
+                keys, values = map(heads_first, cache.read(visibility.start + hidden.shape[1]))
             output = causal_attention(queries, keys, values, visibility, self.scale)
         return self.o_proj(output.flatten(start_axis=2))
 
     def _step(self, queries, cache, step_bias) -> paddle.Tensor:
         """One query per sequence over the whole cache, [B, 1, N, D]; unfilled positions are hidden by the
         bias."""
-        scores = paddle.matmul(_heads_first(queries), cache.keys, transpose_y=True)
-        return _heads_first(paddle.matmul(_softmax(scores, step_bias, self.scale), cache.values))
-
-
-def causal_attention(
-    queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, visibility: Visibility, scale: float
-) -> paddle.Tensor:
-    """Causal softmax attention without the score matrix of the whole sequence.
-
-    Args:
-        queries: [B, T, N, D], at positions ``visibility.start`` and on of the keys' sequence.
-        keys: [B, S, N, D], S = ``visibility.start`` + T.
-        values: [B, S, N, Dv].
-        scale: factor on the scores.
-
-    Returns:
-        [B, T, N, Dv] in the dtype of the queries; the softmax is float32.
-    """
-    if device.has_fused_attention():
-        return _fused_attention(queries, keys, values, visibility, scale)
-    return _blocked_attention(queries, keys, values, visibility, scale)
-
-
-def _blocked_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
-    """Block after block of queries, each against the keys up to its last position only."""
-    queries, keys, values = (_heads_first(x) for x in (queries, keys, values))
-    blocks = []
-    for first in range(0, queries.shape[2], QUERY_BLOCK):
-        block = queries[:, :, first : first + QUERY_BLOCK]
-        position = visibility.start + first
-        seen = keys.shape[2] if first < visibility.padded_rows else position + block.shape[2]
-        scores = paddle.matmul(block, keys[:, :, :seen], transpose_y=True)
-        bias = causal_bias(position, block.shape[2], seen, visibility.key_mask)
-        blocks.append(paddle.matmul(_softmax(scores, bias, scale), values[:, :, :seen]))
-    return _heads_first(paddle.concat(blocks, axis=2) if len(blocks) > 1 else blocks[0])
-
-
-def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
-    """Paddle's fused attention. It scales by D ** -0.5 itself and wants values as wide as the keys."""
-    queries = queries * (scale * queries.shape[-1] ** 0.5)
-    value_dim = values.shape[-1]
-    values = (
-        F.pad(values, [0, keys.shape[-1] - value_dim], data_format="NCL")
-        if value_dim < keys.shape[-1]
-        else values
-    )
-    whole = visibility.start == 0 and visibility.key_mask is None
-    bias = None
-    if not whole:
-        bias = causal_bias(visibility.start, queries.shape[1], keys.shape[1], visibility.key_mask)
-        bias = bias.clip(min=paddle.finfo(queries.dtype).min).astype(
-            queries.dtype
-        )  # -inf would make padding NaN
-    output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, is_causal=whole)
-    return output[..., :value_dim]
-
-
-def causal_bias(position: int, rows: int, seen: int, key_mask: paddle.Tensor | None) -> paddle.Tensor:
-    """float32 [B or 1, 1, rows, seen]: 0 where query ``position + row`` may see the key, else
-    ``HIDDEN_SCORE``."""
-    queries = paddle.arange(position, position + rows).unsqueeze(1)
-    visible = (paddle.arange(seen).unsqueeze(0) <= queries).unsqueeze([0, 1])
-    if key_mask is not None:
-        visible = visible & key_mask[:, :seen].unsqueeze([1, 2])
-    return (~visible).astype("float32") * HIDDEN_SCORE
-
-
-def _softmax(scores: paddle.Tensor, bias: paddle.Tensor, scale: float) -> paddle.Tensor:
-    """float32 softmax of scaled and biased scores, back in their dtype."""
-    return F.softmax(scores.astype("float32") * scale + bias, axis=-1).astype(scores.dtype)
-
-
-def _heads_first(x: paddle.Tensor) -> paddle.Tensor:
-    """[B, T, N, D] <-> [B, N, T, D]."""
-    return x.transpose([0, 2, 1, 3])
+        scores = paddle.matmul(heads_first(queries), cache.keys, transpose_y=True)
+        return heads_first(paddle.matmul(biased_softmax(scores, step_bias, self.scale), cache.values))

@@ -11,11 +11,15 @@ from paddlemix_vl2.configuration import DeepseekV2Config
 class LatentCache:
     """What MLA keeps of a layer: the normed latent and the rotated shared key, side by side.
 
-    ``latents``: [B, S, R + Dr], S being the capacity.
+    Attributes:
+        latents: [B, S, R + Dr], S being the capacity.
+        absorbed: the two halves of ``kv_b_proj`` laid out for decode steps, set by the first one. They live
+            here and not in the layer, so that they cannot outlast a change of the weights.
     """
 
     def __init__(self, batch: int, capacity: int, config: DeepseekV2Config, dtype: str):
         self.latents = paddle.zeros([batch, capacity, config.kv_lora_rank + config.qk_rope_head_dim], dtype)
+        self.absorbed: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
     def write(self, start: int, latents: paddle.Tensor) -> None:
         """Store [B, T, R + Dr] at positions ``start`` to ``start + T``."""

@@ -9,13 +9,9 @@ import paddle
 from paddle import nn
 
 from paddlemix_vl2.configuration import DeepseekV2Config
-from paddlemix_vl2.models.attention import (
-    HIDDEN_SCORE,
-    DeepseekV2Attention,
-    MultiHeadAttention,
-    Visibility,
-)
+from paddlemix_vl2.models.attention import DeepseekV2Attention, MultiHeadAttention
 from paddlemix_vl2.models.cache import ModelCache
+from paddlemix_vl2.models.dot_product import HIDDEN_SCORE, Visibility
 from paddlemix_vl2.models.layers import DeepseekV2MLP, DeepseekV2RMSNorm
 from paddlemix_vl2.models.moe import DeepseekV2MoE, Routing
 from paddlemix_vl2.models.rope import RotaryEmbedding
@@ -62,7 +58,8 @@ class DeepseekV2Model(nn.Layer):
 
     def __init__(self, config: DeepseekV2Config):
         super().__init__()
-        head_dim = config.hidden_size // config.num_attention_heads
+        self.num_heads = config.num_attention_heads
+        head_dim = config.hidden_size // self.num_heads
         self.rotary = RotaryEmbedding(config.qk_rope_head_dim if config.use_mla else head_dim, config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.LayerList(
@@ -89,7 +86,7 @@ class DeepseekV2Model(nn.Layer):
         start = cache.length if cache else 0
         length = inputs_embeds.shape[1]
         visibility = cached_visibility(cache, length) if cache else visibility or Visibility()
-        rotary = self.rotary.lookup(position_ids, total_length=start + length)
+        rotary = self.rotary.lookup(position_ids, start + length, self.num_heads)
         hidden, states, routings = inputs_embeds, [inputs_embeds], []
         for index, layer in enumerate(self.layers):
             hidden, routing = layer(hidden, rotary, visibility, cache.layers[index] if cache else None)
@@ -115,10 +112,10 @@ def cached_visibility(cache: ModelCache, length: int) -> Visibility:
     """What ``length`` new queries see that follow the filled part of ``cache``."""
     if length > 1 or cache.length == 0:
         return Visibility(cache.length, cache.key_mask)
-    filled = (paddle.arange(cache.capacity) <= cache.length).unsqueeze(0)
-    visible = filled if cache.key_mask is None else filled & cache.key_mask
-    bias = (~visible).astype("float32") * HIDDEN_SCORE
-    return Visibility(cache.length, step_bias=bias.unsqueeze([1, 2]))
+    visible = paddle.arange(cache.capacity) <= cache.length
+    if cache.key_mask is not None:
+        visible = (visible & cache.key_mask).unsqueeze([1, 2])
+    return Visibility(cache.length, step_bias=(~visible).astype("float32") * HIDDEN_SCORE)
 
 
 def mask_visibility(attention_mask: paddle.Tensor) -> Visibility:

@@ -162,4 +162,5 @@ class DeepseekV2MoE(nn.Layer):
                 first += count
         sorted_outputs = paddle.concat(outputs) if len(outputs) > 1 else outputs[0]
         pairs = paddle.gather(sorted_outputs, order.argsort()).reshape([num_tokens, top_k, -1])
-        return (pairs * routing.weights.unsqueeze(-1)).sum(axis=1).astype(tokens.dtype)
+        weighted = paddle.matmul(routing.weights.unsqueeze(1), pairs.astype("float32"))  # [M, 1, H]
+        return weighted.squeeze(1).astype(tokens.dtype)

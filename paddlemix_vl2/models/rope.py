@@ -33,19 +33,24 @@ class RotaryEmbedding:
         self.max_length = config.max_sequence_length
         self._tables = {}
 
-    def lookup(self, position_ids: paddle.Tensor, total_length: int) -> tuple[paddle.Tensor, paddle.Tensor]:
-        """Cosines and sines for the given positions.
+    def lookup(
+        self, position_ids: paddle.Tensor, total_length: int, num_heads: int
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Cosines and sines for the given positions, repeated for every head.
+
+        Repeated because Paddle's CPU operators multiply equal shapes some thirty times faster than shapes
+        that broadcast in the middle, and the tables serve all layers.
 
         Args:
             position_ids: int64 [B, T].
             total_length: positions in use, prefix included; dynamic scaling depends on it.
 
         Returns:
-            two float32 [B, T, 1, dim / 2].
+            two float32 [B, T, N, dim / 2].
         """
         cos, sin = self._table(total_length, position_ids.place)
-        shape = [*position_ids.shape, 1, self.dim // 2]
-        index = position_ids.flatten()
+        shape = [*position_ids.shape, num_heads, self.dim // 2]
+        index = position_ids.unsqueeze(-1).tile([1, 1, num_heads]).flatten()
         return paddle.gather(cos, index).reshape(shape), paddle.gather(sin, index).reshape(shape)
 
     def softmax_factor(self) -> float:
@@ -92,7 +97,7 @@ def rotate(x: paddle.Tensor, rotary: tuple[paddle.Tensor, paddle.Tensor], interl
 
     Args:
         x: [B, T, N, D].
-        rotary: cosines and sines, float32 [B, T, 1, D / 2].
+        rotary: cosines and sines, float32 [B, T, N, D / 2].
         interleaved: pairs are neighbours (MLA) instead of halves of the head (multi-head attention). The
             output holds the halves side by side in both cases, as in the published code; queries and keys
             agree, so scores do.
@@ -102,11 +107,12 @@ def rotate(x: paddle.Tensor, rotary: tuple[paddle.Tensor, paddle.Tensor], interl
     """
     cos, sin = rotary
     wide = x.astype("float32")
+    half = x.shape[-1] // 2
     if interleaved:
-        pairs = wide.reshape([*x.shape[:-1], x.shape[-1] // 2, 2])
-        first, second = pairs[..., 0], pairs[..., 1]
+        pairs = paddle.einsum("btndc->cbtnd", wide.reshape([*x.shape[:-1], half, 2]))
     else:
-        first, second = paddle.split(wide, 2, axis=-1)
+        pairs = paddle.einsum("btncd->cbtnd", wide.reshape([*x.shape[:-1], 2, half]))
+    first, second = pairs[0], pairs[1]
     turned = paddle.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 

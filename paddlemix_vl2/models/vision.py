@@ -10,6 +10,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from paddlemix_vl2.configuration import VisionEncoderConfig
+from paddlemix_vl2.models.dot_product import full_attention
 
 LAYER_NORM_EPS = 1e-6
 
@@ -75,10 +76,9 @@ class VisionAttention(nn.Layer):
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[I, P, W] -> [I, P, W]."""
         tiles, patches, width = hidden.shape
-        qkv = self.qkv(hidden).reshape([tiles, patches, 3, self.num_heads, -1])
-        queries, keys, values = qkv.unbind(axis=2)  # each [I, P, N, D]
-        output = F.scaled_dot_product_attention(queries, keys, values)
-        return self.proj(output.reshape([tiles, patches, width]))
+        shape = [tiles, patches, self.num_heads, -1]
+        queries, keys, values = (x.reshape(shape) for x in self.qkv(hidden).split(3, axis=-1))
+        return self.proj(full_attention(queries, keys, values).reshape([tiles, patches, width]))
 
 
 class VisionMLP(nn.Layer):

@@ -1,4 +1,5 @@
-"""Small random checkpoints with outputs recorded from the published implementation (tests/golden/README.md)."""
+"""Small random checkpoints with outputs recorded from the published implementation
+(tests/golden/README.md)."""
 
 import json
 from functools import lru_cache

@@ -1,11 +1,11 @@
-"""Blocked attention against the whole score matrix in float64 numpy."""
+"""Blocked attention against the whole score matrix in numpy."""
 
 import numpy as np
 import paddle
 import pytest
 
-from paddlemix_vl2.models import attention
-from paddlemix_vl2.models.attention import Visibility, causal_attention
+from paddlemix_vl2.models import dot_product
+from paddlemix_vl2.models.dot_product import Visibility, causal_attention, full_attention
 
 
 def reference(queries, keys, values, start, mask, scale):
@@ -23,7 +23,7 @@ def reference(queries, keys, values, start, mask, scale):
 @pytest.mark.parametrize("padding", [0, 6])
 @pytest.mark.parametrize("block", [4, 256])
 def test_blocked_equals_whole(start, padding, block, monkeypatch):
-    monkeypatch.setattr(attention, "QUERY_BLOCK", block)
+    monkeypatch.setattr(dot_product, "QUERY_BLOCK", block)
     rng = np.random.default_rng(1)
     queries = rng.standard_normal([2, 11, 3, 8]).astype(np.float32)
     keys = rng.standard_normal([2, 11 + start, 3, 8]).astype(np.float32)
@@ -39,3 +39,12 @@ def test_blocked_equals_whole(start, padding, block, monkeypatch):
     output = causal_attention(*tensors, visibility, scale=0.3).numpy()
     assert np.abs(output - reference(queries, keys, values, start, mask, 0.3)).max() < 1e-5
     assert np.isfinite(output).all()
+
+
+def test_full_attention_of_a_tile():
+    rng = np.random.default_rng(2)
+    queries, keys, values = (rng.standard_normal([2, 6, 3, 8]).astype(np.float32) for _ in range(3))
+    scores = np.einsum("btnd,bsnd->bnts", queries, keys) / np.sqrt(8)
+    weights = np.exp(scores) / np.exp(scores).sum(axis=-1, keepdims=True)
+    output = full_attention(*(paddle.to_tensor(x) for x in (queries, keys, values))).numpy()
+    assert np.abs(output - np.einsum("bnts,bsnd->btnd", weights, values)).max() < 1e-5

@@ -1,11 +1,13 @@
-"""Ways of computing the same thing that must agree: alone or in a batch, cached or not, in chunks or at once."""
+"""Ways of computing the same thing that must agree: alone or in a batch, cached or not, in chunks or at
+once."""
 
 import numpy as np
 import paddle
 import pytest
 
-from paddlemix_vl2.models.attention import DeepseekV2Attention, Visibility
+from paddlemix_vl2.models.attention import DeepseekV2Attention
 from paddlemix_vl2.models.cache import ModelCache
+from paddlemix_vl2.models.dot_product import Visibility
 from paddlemix_vl2.models.language import cached_visibility
 from paddlemix_vl2.models.rope import RotaryEmbedding
 
@@ -51,8 +53,12 @@ def test_cached_equals_uncached(case, chunk_size, golden_model, prompt_batch):
     steps = [logits] + [model.decode_step(following[:, i : i + 1], cache) for i in range(5)]
     whole = dict(prompt_batch)
     whole["input_ids"] = paddle.concat([whole["input_ids"], following], axis=1)
-    whole["attention_mask"] = paddle.concat([whole["attention_mask"], paddle.ones([rows, 5], "int64")], axis=1)
-    whole["images_seq_mask"] = paddle.concat([whole["images_seq_mask"], paddle.zeros([rows, 5], "bool")], axis=1)
+    whole["attention_mask"] = paddle.concat(
+        [whole["attention_mask"], paddle.ones([rows, 5], "int64")], axis=1
+    )
+    whole["images_seq_mask"] = paddle.concat(
+        [whole["images_seq_mask"], paddle.zeros([rows, 5], "bool")], axis=1
+    )
     uncached = model(**whole).logits[:, -6:]
     assert float((paddle.stack(steps, axis=1) - uncached).abs().max()) < CLOSE
 
@@ -74,18 +80,20 @@ def test_forward_continues_a_cache(golden_model, prompt_batch):
 def test_expanded_equals_absorbed_attention(q_lora_rank, language_config):
     config = language_config(q_lora_rank=q_lora_rank)
     rotary = RotaryEmbedding(config.qk_rope_head_dim, config)
-    attention = DeepseekV2Attention(config, rotary)
+    attention, heads = DeepseekV2Attention(config, rotary), config.num_attention_heads
     hidden = paddle.randn([2, 9, config.hidden_size])
     mask = paddle.to_tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
     cache = ModelCache(config, mask, capacity=12, dtype="float32")
     positions = cache.next_positions(9)
-    whole = attention(hidden, rotary.lookup(positions, 9), Visibility(key_mask=mask.astype("bool")))
-    first_eight = rotary.lookup(positions[:, :8], 8)
+    whole = attention(hidden, rotary.lookup(positions, 9, heads), Visibility(key_mask=mask.astype("bool")))
+    first_eight = rotary.lookup(positions[:, :8], 8, heads)
     attention(hidden[:, :8], first_eight, Visibility(key_mask=cache.key_mask), cache.layers[0])
     cache.length = 8
     visibility = cached_visibility(cache, 1)
     assert visibility.step_bias is not None, "a single position on a filled cache takes the absorbed path"
-    absorbed = attention(hidden[:, 8:], rotary.lookup(positions[:, 8:], 9), visibility, cache.layers[0])
+    absorbed = attention(
+        hidden[:, 8:], rotary.lookup(positions[:, 8:], 9, heads), visibility, cache.layers[0]
+    )
     assert float((absorbed - whole[:, 8:]).abs().max()) < 1e-5
 
 

@@ -7,7 +7,8 @@ import pytest
 from paddlemix_vl2.models.fusion import place_image_tokens, plan_fusion
 
 SIDE = 2
-# One tile: two rows of two features with a newline each, twice (global view, then the tile), a separator between.
+# One tile: two rows of two features with a newline each, twice (global view, then the tile), a separator
+# between.
 ONE_TILE = [0, 1, "n", 2, 3, "n", "s", 4, 5, "n", 6, 7, "n"]
 # Two tiles side by side: the local rows run across both.
 TWO_WIDE = [0, 1, "n", 2, 3, "n", "s", 4, 5, 8, 9, "n", 6, 7, 10, 11, "n"]
@@ -29,7 +30,9 @@ def test_plan_of_two_samples():
     crops = np.array([[[1, 1], [0, 0]], [[0, 0], [2, 1]]])
     mask = mask_of(13, 17)
     plan = plan_fusion(crops, mask, max_tiles=5, side=SIDE)
-    assert plan.tiles.tolist() == [0, 1, 5, 6, 7], "unused tiles of sample 0 do not go through the vision tower"
+    assert plan.tiles.tolist() == [0, 1, 5, 6, 7], (
+        "unused tiles of sample 0 do not go through the vision tower"
+    )
     shifted = [x + 8 if isinstance(x, int) else x for x in TWO_WIDE]
     assert named(plan, features=20) == ONE_TILE + shifted
     assert plan.positions.tolist() == [*range(3, 16), *range(43, 60)]

@@ -1,7 +1,7 @@
 """Outputs, losses, greedy answers and gradients against those recorded from the published implementation.
 
-Both sides are float32; the tolerances are those of sums in another order (MKL here, another BLAS there) through
-three layers, and far below any difference that a wrong formula makes.
+Both sides are float32; the tolerances are those of sums in another order (MKL here, another BLAS there)
+through three layers, and far below any difference that a wrong formula makes.
 """
 
 import numpy as np
@@ -9,7 +9,11 @@ import paddle
 import pytest
 
 CASES = ["mha_greedy", "mla_greedy", "mla_noaux_tc", "mla_group_limited_yarn", "mla_noaux_tc_groups"]
-TRAINABLE_CASES = ["mha_greedy", "mla_greedy", "mla_group_limited_yarn"]  # the published code trains only these
+TRAINABLE_CASES = [
+    "mha_greedy",
+    "mla_greedy",
+    "mla_group_limited_yarn",
+]  # the published code trains only these
 PICTURES = ("images", "images_seq_mask", "images_spatial_crop")
 
 pytestmark = pytest.mark.parametrize("case", CASES)
@@ -23,7 +27,8 @@ def largest_difference(tensor, array) -> float:
 @paddle.no_grad()
 def test_vision_and_projector(case, golden_model, expected, recorded_batch):
     model, want = golden_model(case), expected(case)
-    # Row 0 has a picture of 1 x 2 tiles, row 1 one of 1 x 1 and one of 2 x 1: with the global views 3 and 5 tiles.
+    # Row 0 has a picture of 1 x 2 tiles, row 1 one of 1 x 1 and one of 2 x 1: with the global views 3 and 5
+    # tiles.
     tiles = paddle.concat([recorded_batch["images"][0, :3], recorded_batch["images"][1, :5]])
     features = model.vision(tiles)
     assert largest_difference(features[0], want["vision_tile0"]) < 2e-5
@@ -61,7 +66,9 @@ def test_greedy_answers(case, chunk_size, golden_model, expected, prompt_batch):
 def test_gradients(case, golden_model, expected, recorded_batch):
     want = expected(case)
     if case not in TRAINABLE_CASES:
-        assert not want["grad_norms"], "the published code cannot train noaux_tc; see test_moe for its gradients"
+        assert not want["grad_norms"], (
+            "the published code cannot train noaux_tc; see test_moe for its gradients"
+        )
         return
     model = golden_model(case)
     model.train()

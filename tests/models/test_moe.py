@@ -74,8 +74,8 @@ def test_noaux_tc_chooses_with_bias_and_weighs_without(language_config):
 
 
 def test_noaux_tc_groups_count_their_two_best(language_config):
-    """Group {0, 1} has the best expert, group {2, 3} the best pair; a negative biased score inside the kept group
-    still beats every expert outside it."""
+    """Group {0, 1} has the best expert, group {2, 3} the best pair; a negative biased score inside the kept
+    group still beats every expert outside it."""
     config = language_config(
         topk_method="noaux_tc",
         scoring_func="sigmoid",

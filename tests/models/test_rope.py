@@ -27,7 +27,9 @@ def frequencies(theta=10000.0):
 
 def lookup(rotary, positions, total_length=None):
     positions = paddle.to_tensor([positions])
-    cos, sin = rotary.lookup(positions, total_length or int(positions.max()) + 1)
+    cos, sin = rotary.lookup(positions, total_length or int(positions.max()) + 1, num_heads=2)
+    assert list(cos.shape) == [1, positions.shape[1], 2, DIM // 2]
+    assert np.array_equal(cos[:, :, 0].numpy(), cos[:, :, 1].numpy())
     assert cos.dtype == sin.dtype == paddle.float32
     return cos[0, :, 0].numpy(), sin[0, :, 0].numpy()
 
@@ -84,7 +86,7 @@ def test_rotation_is_complex_multiplication(interleaved, language_config):
     rotary = RotaryEmbedding(DIM, language_config())
     turned = rotate(
         paddle.to_tensor(x.reshape(1, 1, 1, DIM), "float32"),
-        rotary.lookup(paddle.to_tensor([[11]]), 12),
+        rotary.lookup(paddle.to_tensor([[11]]), 12, num_heads=1),
         interleaved,
     )
     pairs = x[0::2] + 1j * x[1::2] if interleaved else x[: DIM // 2] + 1j * x[DIM // 2 :]

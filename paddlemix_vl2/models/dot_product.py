@@ -1,0 +1,144 @@
+"""Scaled dot-product attention: causal over a prompt, whole over a tile, and which keys a query may see.
+
+On a GPU these are Paddle's fused kernels. On the CPU they are two matrix products and a softmax over blocks
+of queries, laid out so that Paddle's CPU operators take their fast paths: transpositions through ``einsum``
+(dense copies; a ``transpose`` is a view there, and copying a view element by element is over twenty times
+slower), and biases without a batch axis where the batch has no padding.
+"""
+
+from dataclasses import dataclass
+
+import paddle
+import paddle.nn.functional as F
+
+from paddlemix_vl2 import device
+
+# Finite, so that the row of a padded query, which sees nothing, becomes an average and not NaN.
+HIDDEN_SCORE = -1e30
+# Query rows whose scores exist at once on the CPU: bounds memory at N * 256 * S floats per sequence.
+QUERY_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys the queries of a call may see; the same for all layers.
+
+    Attributes:
+        start: position of the first query in the key sequence.
+        key_mask: bool [B, S], False on padding; None where nothing is padded.
+        padded_rows: leading queries of which at least one sequence has padding. Such a query sees no key; as
+            in the published code its attention is then even over the whole sequence.
+        step_bias: for a decode step over the whole cache, float32 [capacity] or (with padding)
+            [B, 1, 1, capacity]: 0 where a key is filled and not padding, else ``HIDDEN_SCORE``.
+    """
+
+    start: int = 0
+    key_mask: paddle.Tensor | None = None
+    padded_rows: int = 0
+    step_bias: paddle.Tensor | None = None
+
+
+def causal_attention(
+    queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, visibility: Visibility, scale: float
+) -> paddle.Tensor:
+    """Causal softmax attention without the score matrix of the whole sequence.
+
+    Args:
+        queries: [B, T, N, D], at positions ``visibility.start`` and on of the keys' sequence.
+        keys: [B, S, N, D], S = ``visibility.start`` + T.
+        values: [B, S, N, Dv].
+        scale: factor on the scores.
+
+    Returns:
+        [B, T, N, Dv] in the dtype of the queries; the softmax is float32.
+    """
+    if device.has_fused_attention():
+        return _fused_attention(queries, keys, values, visibility, scale)
+    return _blocked_attention(queries, keys, values, visibility, scale)
+
+
+def full_attention(queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor) -> paddle.Tensor:
+    """Softmax attention of all positions with each other, scaled by D ** -0.5; all [B, T, N, D]."""
+    if device.has_fused_attention():
+        return F.scaled_dot_product_attention(queries, keys, values)
+    queries, keys, values = (heads_first(x) for x in (queries * queries.shape[-1] ** -0.5, keys, values))
+    weights = F.softmax(paddle.matmul(queries, keys, transpose_y=True), axis=-1)
+    return heads_first(paddle.matmul(weights, values))
+
+
+def _blocked_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
+    """Block after block of queries, each against the keys up to its last position only.
+
+    Padded sequences go one by one: their biases differ, and a bias that broadcasts over the heads of several
+    sequences is slow on the CPU.
+    """
+    queries, keys, values = (heads_first(x) for x in (queries, keys, values))
+    if visibility.key_mask is None:
+        return heads_first(_causal_blocks(queries, keys, values, visibility, scale))
+    rows = [
+        _causal_blocks(queries[row], keys[row], values[row], visibility, scale, visibility.key_mask[row])
+        for row in range(queries.shape[0])
+    ]
+    return heads_first(paddle.stack(rows))
+
+
+def _causal_blocks(queries, keys, values, visibility, scale, key_mask=None) -> paddle.Tensor:
+    """[..., N, T, D] and [..., N, S, D or Dv] -> [..., N, T, Dv]; ``key_mask`` is bool [S]."""
+    blocks = []
+    for first in range(0, queries.shape[-2], QUERY_BLOCK):
+        block = queries[..., first : first + QUERY_BLOCK, :]
+        position, rows = visibility.start + first, block.shape[-2]
+        seen = keys.shape[-2] if first < visibility.padded_rows else position + rows
+        scores = paddle.matmul(block, keys[..., :seen, :], transpose_y=True)
+        bias = causal_bias(position, rows, seen, key_mask)
+        blocks.append(paddle.matmul(biased_softmax(scores, bias, scale), values[..., :seen, :]))
+    return paddle.concat(blocks, axis=-2) if len(blocks) > 1 else blocks[0]
+
+
+def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
+    """Paddle's fused attention. It scales by D ** -0.5 itself and wants values as wide as the keys."""
+    queries = queries * (scale * queries.shape[-1] ** 0.5)
+    value_dim, missing = values.shape[-1], keys.shape[-1] - values.shape[-1]
+    if missing:
+        values = paddle.concat([values, paddle.zeros([*values.shape[:-1], missing], values.dtype)], axis=-1)
+    if visibility.start == 0 and visibility.key_mask is None:
+        output = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    else:
+        bias = causal_bias(visibility.start, queries.shape[1], keys.shape[1], visibility.key_mask)
+        bias = bias if bias.ndim == 4 else bias.unsqueeze([0, 1])
+        lowest = paddle.finfo(
+            queries.dtype
+        ).min  # HIDDEN_SCORE is -inf in float16, and would make padding NaN
+        bias = bias.clip(min=lowest).astype(queries.dtype)
+        output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+    return output[..., :value_dim]
+
+
+def causal_bias(position: int, rows: int, seen: int, key_mask: paddle.Tensor | None) -> paddle.Tensor:
+    """0 where query ``position + row`` may see the key, else ``HIDDEN_SCORE``.
+
+    Args:
+        key_mask: bool [S] of one sequence, bool [B, S] of several, or None without padding.
+
+    Returns:
+        float32 [rows, seen], or [B, 1, rows, seen] for several sequences.
+    """
+    queries = paddle.arange(position, position + rows).unsqueeze(1)
+    visible = paddle.arange(seen).unsqueeze(0) <= queries
+    if key_mask is not None:
+        seen_keys = key_mask[..., :seen]
+        visible = visible & (seen_keys if key_mask.ndim == 1 else seen_keys.unsqueeze([1, 2]))
+    return (~visible).astype("float32") * HIDDEN_SCORE
+
+
+def biased_softmax(scores: paddle.Tensor, bias: paddle.Tensor, scale: float) -> paddle.Tensor:
+    """float32 softmax of scaled and biased scores, back in their dtype."""
+    return F.softmax(scores.astype("float32") * scale + bias, axis=-1).astype(scores.dtype)
+
+
+def heads_first(x: paddle.Tensor) -> paddle.Tensor:
+    """[B, T, N, D] <-> [B, N, T, D]."""
+    batch, first, second, dim = x.shape
+    if first == 1 or second == 1:
+        return x.reshape([batch, second, first, dim])
+    return paddle.einsum("btnd->bntd", x)
