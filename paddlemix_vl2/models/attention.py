@@ -94,7 +94,7 @@ class DeepseekV2Attention(nn.Layer):
         return causal_attention(paddle.concat(queries, axis=-1), keys, values, visibility, self.scale)
 
     def _absorbed(self, queries, cache: LatentCache, step_bias) -> paddle.Tensor:
-        """Attention on the latents themselves, [B, 1, N, Dv]: all heads share one key of R + Dr dimensions."""
+        """Attention on the latents themselves, [B, 1, N, Dv]; all heads share one key of R + Dr."""
         if cache.absorbed is None:
             cache.absorbed = self._split_kv_b()
         key_weight, value_weight = cache.absorbed

@@ -46,7 +46,9 @@ def pad_samples(samples: Sequence[Sample], pad_id: int, ignore_id: int) -> dict[
         images               float32 [B, N, 3, S, S], unused views zero
         images_seq_mask      bool [B, T]
         images_spatial_crop  int64 [B, P, 2], unused rows [0, 0]
-        labels               int64 [B, T], ``ignore_id`` on padding; for training samples only
+        labels               int64 [B, T], ``ignore_id`` on padding; for training samples only. The first
+                             token of a sample is not supervised either: alone, nothing stands before it to
+                             predict it, and behind padding the padding would.
 
     Raises:
         ValueError: no samples, or training samples among inference samples.
@@ -67,7 +69,8 @@ def pad_samples(samples: Sequence[Sample], pad_id: int, ignore_id: int) -> dict[
         "images_spatial_crop": _pad_right([sample.images_spatial_crop for sample in samples]),
     }
     if not modes[0]:
-        batch["labels"] = _pad_left([sample.labels for sample in samples], ignore_id)
+        labels = _pad_left([sample.labels[1:] for sample in samples], ignore_id)
+        batch["labels"] = np.pad(labels, [(0, 0), (1, 0)], constant_values=ignore_id)
     return batch
 
 

@@ -27,7 +27,7 @@ def test_left_padding_by_hand():
     assert batch["input_ids"].tolist() == [[2, 2, 1, 7, 5], [1, 7, 7, 7, 6]]
     assert batch["attention_mask"].tolist() == [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
     assert batch["images_seq_mask"].astype(int).tolist() == [[0, 0, 0, 1, 0], [0, 1, 1, 1, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 10, 70, 50], [10, 70, 70, 70, 60]]
+    assert batch["labels"].tolist() == [[-100, -100, -100, 70, 50], [-100, 70, 70, 70, 60]]
     assert batch["images_spatial_crop"].tolist() == [[[1, 1], [0, 0]], [[2, 1], [1, 1]]]
     assert batch["images"][:, :, 0, 0, 0].tolist() == [[2, 2, 0, 0, 0], [5, 5, 5, 5, 5]]
     assert [batch[name].dtype.name for name in ("attention_mask", "images_seq_mask", "images")] == [
