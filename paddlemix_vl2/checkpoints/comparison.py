@@ -1,0 +1,111 @@
+"""Hold the tensors of a checkpoint against those that its configuration expects."""
+
+from dataclasses import dataclass
+
+from paddlemix_vl2.checkpoints.files import STORED_DTYPES, shorten
+from paddlemix_vl2.checkpoints.reader import StoredCheckpoint
+from paddlemix_vl2.checkpoints.rules import Layout, is_linear, shape_in, shapes_in
+
+# metadata["format"] of a file -> its layout. PaddleNLP writes "np" for its own layout, but a numpy program
+# may write it for any, so "np" (like no metadata) says nothing and the shapes decide.
+_LAYOUT_OF_FORMAT = {"pt": Layout.PUBLISHED, "pd": Layout.PADDLE, "paddle": Layout.PADDLE}
+
+Expected = dict[str, tuple[int, ...]]
+
+
+def detect_layout(stored: StoredCheckpoint, expected: Expected) -> Layout:
+    """Which layout the files are in, by their metadata and by the shapes of all non-square Linear weights.
+
+    Where both tell, they must agree. Where no shape does because every such weight is missing or misshapen,
+    the comparison will report that, and the layout does not matter.
+
+    Raises:
+        ValueError: files, metadata and shapes contradict each other, or nothing can tell the layout.
+    """
+    by_metadata = _layout_by_metadata(stored)
+    telling = {name: shape for name, shape in expected.items() if is_linear(name) and shape[0] != shape[1]}
+    if not telling and by_metadata is None:
+        raise ValueError(
+            f"{stored.folder}: all Linear weights are square and no metadata (format: pt or pd) tell whether "
+            "they are [out, in] or [in, out]"
+        )
+    by_shape = _layout_by_shape(stored, telling)
+    if by_metadata and by_shape and by_metadata is not by_shape:
+        raise ValueError(
+            f"{stored.folder}: the metadata say {by_metadata.axes}, the shapes of the Linear weights say "
+            f"{by_shape.axes}"
+        )
+    return by_metadata or by_shape or Layout.PUBLISHED
+
+
+def _layout_by_metadata(stored: StoredCheckpoint) -> Layout | None:
+    found = {}
+    for file, file_format in stored.formats.items():
+        layout = _LAYOUT_OF_FORMAT.get(file_format)
+        if layout is not None:
+            found.setdefault(layout, file)
+    if len(found) > 1:
+        files = " and ".join(f"{file.name} ({stored.formats[file]})" for file in found.values())
+        raise ValueError(f"{stored.folder}: the metadata of {files} name different layouts")
+    return next(iter(found), None)
+
+
+def _layout_by_shape(stored: StoredCheckpoint, telling: Expected) -> Layout | None:
+    """The layout whose shapes the ``telling`` weights have; those that fit neither are reported elsewhere."""
+    names = {layout: [] for layout in Layout}
+    for name in telling.keys() & stored.tensors.keys():
+        for layout in Layout:
+            if stored.tensors[name].shape == shape_in(layout, name, telling[name]):
+                names[layout].append(name)
+    minority, majority = sorted(Layout, key=lambda layout: len(names[layout]))
+    if names[minority]:
+        raise ValueError(
+            f"{stored.folder}: {len(names[majority])} Linear weights are {majority.axes} but "
+            f"{len(names[minority])} are {minority.axes}: {shorten(sorted(names[minority]))}"
+        )
+    return majority if names[majority] else None
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What a checkpoint lacks, has too much or has wrong, as names or ``name: what is wrong``."""
+
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[str]
+    wrong_dtype: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshapen or self.wrong_dtype)
+
+    def describe(self) -> str:
+        """One line with the counts, then one per kind with names; long lists are cut after 20."""
+        kinds = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "misshapen": self.misshapen,
+            "of a dtype that weights cannot have": self.wrong_dtype,
+        }
+        there = {kind: names for kind, names in kinds.items() if names}
+        counts = ", ".join(f"{len(names)} {kind}" for kind, names in there.items())
+        return "\n".join([counts, *(f"  {kind}: {shorten(names)}" for kind, names in there.items())])
+
+
+def find_differences(stored: StoredCheckpoint, expected: Expected, layout: Layout) -> Differences:
+    """Compare names, shapes (in the files' ``layout``) and dtypes."""
+    common = [name for name in expected if name in stored.tensors]
+    misshapen = []
+    for name in common:
+        allowed, shape = shapes_in(layout, name, expected[name]), stored.tensors[name].shape
+        if shape not in allowed:
+            misshapen.append(f"{name} is {list(shape)}, expected {list(allowed[0])}")
+    return Differences(
+        missing=[name for name in expected if name not in stored.tensors],
+        unexpected=sorted(stored.tensors.keys() - expected.keys()),
+        misshapen=misshapen,
+        wrong_dtype=[
+            f"{name} is {stored.tensors[name].dtype}, expected one of {', '.join(STORED_DTYPES)}"
+            for name in common
+            if not stored.tensors[name].loadable
+        ],
+    )
