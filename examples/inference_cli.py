@@ -1,0 +1,198 @@
+"""The command line that the inference examples share: flags, messages, errors.
+
+The answer goes to the standard output while it is generated, everything else to the standard error. What is
+wrong with a flag, a path or a picture is said in one line that starts with ``error:``, with exit code 2.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+IMAGE_TOKEN = "<image>"
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a flag in one line, without the usage text in front."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; --help lists the flags")
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every inference example; the caller adds those for pictures."""
+    parser = OneLineParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add(
+        "--model_path",
+        required=True,
+        help="checkpoint folder, or a hub name like deepseek-ai/deepseek-vl2-tiny",
+    )
+    add(
+        "--question",
+        required=True,
+        help=f"may hold {IMAGE_TOKEN} where a picture belongs; in front otherwise",
+    )
+    add("--system_prompt", default="", help="text before the conversation (default: none)")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    add("--max_new_tokens", type=positive, default=512, metavar="N", help="longest answer (default 512)")
+    add(
+        "--chunk_size",
+        type=positive,
+        metavar="N",
+        help="tokens of the prompt to read at a time (default: all)",
+    )
+    add("--output", metavar="FILE", help="where to save the picture with the boxes that the answer names")
+    sampling = parser.add_argument_group("sampling", "off, unless one of the first three is given")
+    add = sampling.add_argument
+    add("--temperature", type=float, metavar="T", help="0: take the best token; published example: 0.4")
+    add("--top_p", type=float, metavar="P", help="sample from the likeliest tokens that reach P together")
+    add("--top_k", type=int, metavar="K", help="sample from the K likeliest tokens")
+    add("--repetition_penalty", type=float, default=1.0, metavar="R", help="above 1: repeat less (default 1)")
+    add("--seed", type=int, help="makes sampling reproducible")
+    return parser
+
+
+def positive(text: str) -> int:
+    """A flag's value that counts something."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    list_pictures: Callable[[argparse.Namespace], list[str]],
+) -> int:
+    """Parse the flags and answer.
+
+    Args:
+        list_pictures: the picture files that the parsed flags name, in the order of the question.
+
+    Returns:
+        the exit code: 0, or 2 after an error.
+    """
+    try:
+        arguments = parser.parse_args(argv)
+        answer(arguments, list_pictures(arguments))
+    except ModuleNotFoundError as error:
+        if error.name not in ("paddle", "paddlenlp", "paddlemix_vl2"):
+            raise
+        return _fail(
+            f'{error.name} is not installed; in the repository run: pip install -e ".[cpu]" or ".[gpu]"'
+        )
+    except (ValueError, OSError) as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    return 0
+
+
+def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
+    """Answer the question about the pictures, the first mistake of the user first.
+
+    Raises:
+        ValueError, OSError: what the user has to change, in one line.
+    """
+    _check_files(arguments, pictures)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing Paddle warns of compilers that inference does not need
+        import paddle
+
+        from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, TextStreamer
+        from paddlemix_vl2.checkpoints import resolve_checkpoint
+        from paddlemix_vl2.device import check_compute_dtype, resolve_dtype, set_device
+        from paddlemix_vl2.generation.drawing import picture_format
+        from paddlemix_vl2.generation.sampling import SamplingParameters
+        from paddlemix_vl2.processing.pictures import open_picture
+
+    set_device(arguments.device)
+    dtype = resolve_dtype(arguments.dtype)
+    check_compute_dtype(dtype)
+    sampling = sampling_flags(arguments)
+    # These complain now, not when the model is loaded or has answered.
+    SamplingParameters(**sampling)
+    if arguments.output is not None:
+        picture_format(arguments.output)
+    folder = resolve_checkpoint(arguments.model_path)
+    processor = DeepseekVLV2Processor.from_pretrained(folder)
+    opened = [open_picture(file) for file in pictures]
+    batch = processor(
+        conversations=make_conversation(arguments.question, len(opened)),
+        images=opened,
+        system_prompt=arguments.system_prompt,
+    )
+    say(f"loading {folder} in {dtype} on {paddle.get_device()}")
+    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
+
+    say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
+    streamer = TextStreamer(processor.tokenizer)
+    start = time.perf_counter()
+    ids, _ = model.generate(
+        **batch,
+        **sampling,
+        max_new_tokens=arguments.max_new_tokens,
+        chunk_size=arguments.chunk_size,
+        streamer=streamer,
+    )
+    say(f"{ids.shape[1]} tokens in {time.perf_counter() - start:.1f} s")
+    number = getattr(arguments, "draw_on", None) or len(opened)
+    show_boxes(streamer.texts[0], opened[number - 1], arguments.output)
+
+
+def _check_files(arguments, pictures: list[str]) -> None:
+    """What can be said without importing Paddle."""
+    for file in pictures:
+        if not Path(file).exists():
+            raise FileNotFoundError(f"{file}: no such file")
+    number = getattr(arguments, "draw_on", None)
+    if number is not None and number > len(pictures):
+        raise ValueError(f"--draw_on {number}: there are only {len(pictures)} picture(s)")
+
+
+def sampling_flags(arguments: argparse.Namespace) -> dict:
+    """The sampling arguments of ``generate``: greedy, unless a flag asks for sampling."""
+    given = {name: getattr(arguments, name) for name in ("temperature", "top_p", "top_k")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("temperature") == 0:
+        given = {}
+    common = {"repetition_penalty": arguments.repetition_penalty, "seed": arguments.seed}
+    return {"do_sample": bool(given), **given, **common}
+
+
+def make_conversation(question: str, num_pictures: int) -> list[dict]:
+    """One question; where it does not say where the pictures belong, they come first."""
+    if IMAGE_TOKEN not in question:
+        question = f"{IMAGE_TOKEN}\n" * num_pictures + question
+    return [{"role": "<|User|>", "content": question}, {"role": "<|Assistant|>", "content": ""}]
+
+
+def show_boxes(text: str, picture, output: str | None) -> None:
+    """Draw the boxes that an answer names and save the picture; say what was found."""
+    from paddlemix_vl2.generation.grounding import draw_boxes, parse_boxes, save_picture
+
+    found = parse_boxes(text, picture.size)
+    for problem in found.problems:
+        say(f"left out: {problem}")
+    if found.objects and output:
+        save_picture(draw_boxes(picture, found.objects), output)
+        say(f"{len(found.objects)} box(es) drawn: {output}")
+    elif found.objects:
+        say(f"{len(found.objects)} box(es) in the answer; --output FILE draws them")
+    elif output:
+        say(f"no boxes in the answer; {output} is not written")
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _fail(error: object, code: int = 2) -> int:
+    say("error: " + " ".join(str(error).split()))
+    return code

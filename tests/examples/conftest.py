@@ -1,0 +1,34 @@
+"""The example scripts as modules, and a small random checkpoint for them."""
+
+import importlib
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """``example("single_image_infer")`` is that script as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(tmp_path_factory, tokenizer_folders) -> Path:
+    """The checkpoint of ``make demo``."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = ROOT / "configs" / "model" / "demo.json"
+    tokenizer = tokenizer_folders["128k"] / "tokenizer.json"
+    tool = _load_tool("make_random_checkpoint")
+    assert tool.main([str(config), str(folder), "--tokenizer", str(tokenizer)]) == 0
+    return folder
+
+
+def _load_tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,186 @@
+"""Rules of the repository that no single module can show: imports point one way, everything loads, files stay
+small."""
+
+import ast
+import doctest
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import paddlemix_vl2
+from paddlemix_vl2.configuration import DeepseekVLV2Config
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "paddlemix_vl2"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+SHARED = {"configuration", "image_layout", "device", "costs"}
+# What each part of the package may import of it. A new part needs a row.
+MAY_IMPORT = {
+    "image_layout": set(),
+    "device": set(),
+    "configuration": {"image_layout"},
+    "costs": {"configuration"},
+    "processing": SHARED,
+    "checkpoints": SHARED,
+    "generation": SHARED,
+    "models": SHARED | {"checkpoints", "generation"},
+    "__init__": {"device"},
+}
+
+
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
+def part_of(path):
+    """The part of the package that a file belongs to: ``models`` for ``paddlemix_vl2/models/moe.py``."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported_names(path):
+    """Absolute dotted names that a file imports, also those inside functions."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += [node.module] if node.module else []
+            yield from (".".join([*base, alias.name]) for alias in node.names)
+
+
+def test_the_import_reader_sees_every_form(tmp_path, monkeypatch):
+    file = tmp_path / "paddlemix_vl2" / "models" / "x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import a.b\nfrom c import d\nfrom . import e\nfrom ..f import g\ndef h():\n    from i.j import k\n"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    assert sorted(imported_names(file)) == [
+        "a.b",
+        "c.d",
+        "i.j.k",
+        "paddlemix_vl2.f.g",
+        "paddlemix_vl2.models.e",
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_point_one_way(path):
+    own = part_of(path)
+    assert own in MAY_IMPORT, f"{own}: say in MAY_IMPORT what it may import"
+    names = [name.split(".") for name in imported_names(path)]
+    parts = {name[1] if len(name) > 1 else "__init__" for name in names if name[0] == "paddlemix_vl2"}
+    assert parts - {own} <= MAY_IMPORT[own], (
+        f"{own} must not import {sorted(parts - {own} - MAY_IMPORT[own])}"
+    )
+    assert not {name[0] for name in names} & {"examples", "tools", "tests"}
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if part_of(path) == "models"], ids=relative)
+def test_models_know_of_no_processes(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert not any("distributed" in name for name in imported_names(path))
+    assert not any(isinstance(node, ast.Attribute) and node.attr == "distributed" for node in ast.walk(tree))
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_every_module_can_be_imported(path):
+    importlib.import_module(module_name(path))
+
+
+def module_name(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_the_examples_in_docstrings_are_true():
+    results = [doctest.testmod(importlib.import_module(module_name(path))) for path in SOURCES]
+    assert sum(result.attempted for result in results) >= 4, "the search found too little"
+    assert sum(result.failed for result in results) == 0
+
+
+def test_every_public_name_is_there():
+    assert all(hasattr(paddlemix_vl2, name) for name in paddlemix_vl2.__all__)
+    assert not hasattr(paddlemix_vl2, "no_such_name")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_the_package_prints_nothing(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    assert not [call.lineno for call in calls if getattr(call.func, "id", None) == "print"]
+
+
+def test_files_stay_small():
+    files = [
+        path
+        for part in ("paddlemix_vl2", "examples", "tools", "tests")
+        for path in (ROOT / part).rglob("*.py")
+    ]
+    assert len(files) > 40, "the search found too little"
+    lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*") if path.is_file())
+
+
+def test_all_configs_are_found():
+    assert [relative(path) for path in CONFIGS] == [
+        f"configs/model/{name}.json" for name in ("base", "demo", "small", "tiny")
+    ]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_every_config_loads_and_keeps_its_values(path):
+    assert path.parent.name == "model" and path.suffix == ".json", "a new kind of config needs its own test"
+    written, read = json.loads(path.read_text()), DeepseekVLV2Config.from_json(path).to_dict()
+    assert _missing(written, read) == []
+
+
+def _missing(written, read, place=""):
+    """Keys of the file whose value did not survive."""
+    if not isinstance(written, dict):
+        return [] if written == read else [place]
+    return [at for key in written for at in _missing(written[key], read.get(key), f"{place}.{key}")]
+
+
+def test_the_demo_config_has_the_keys_of_a_published_one():
+    small, demo = (
+        json.loads((ROOT / f"configs/model/{name}.json").read_text()) for name in ("small", "demo")
+    )
+    assert small.keys() == demo.keys()
+    for part in ("vision_config", "projector_config", "language_config"):
+        assert small[part].keys() == demo[part].keys()
+
+
+def test_the_version_is_the_same_in_setup_and_package():
+    assert f'version="{paddlemix_vl2.__version__}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+
+
+def make(*arguments):
+    command = ["make", "--dry-run", "--always-make", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [
+        ("demo", ["venv", ".[cpu,demo]", "configs/model/demo.json", "examples/single_image_infer.py"]),
+        ("test", [".[cpu,demo,test]", "ruff check", "ruff format --check", "tokenizers/100k", "-m pytest"]),
+    ],
+)
+def test_the_two_commands_of_the_readme_are_targets(target, commands):
+    assert f"make {target}" in (ROOT / "README.md").read_text(encoding="utf-8")
+    result = make(target)
+    assert result.returncode == 0, result.stderr
+    assert [command for command in commands if command not in result.stdout] == []
+
+
+def test_the_demo_says_that_its_answer_is_random():
+    output = make("demo").stdout
+    assert "This checkpoint is random" in output and "so is its answer" in output
