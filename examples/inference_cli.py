@@ -103,24 +103,19 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     _check_files(arguments, pictures)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing Paddle warns of compilers that inference does not need
-        import paddle
-
-        from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, TextStreamer
-        from paddlemix_vl2.checkpoints import resolve_checkpoint
-        from paddlemix_vl2.device import check_compute_dtype, resolve_dtype, set_device
+        from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, checkpoints, device
         from paddlemix_vl2.generation.drawing import picture_format
         from paddlemix_vl2.generation.sampling import SamplingParameters
         from paddlemix_vl2.processing.pictures import open_picture
 
-    set_device(arguments.device)
-    dtype = resolve_dtype(arguments.dtype)
-    check_compute_dtype(dtype)
-    sampling = sampling_flags(arguments)
-    # These complain now, not when the model is loaded or has answered.
-    SamplingParameters(**sampling)
+    device.set_device(arguments.device)
+    dtype = device.resolve_dtype(arguments.dtype)
+    device.check_compute_dtype(dtype)
+    # These two complain now, not when the model is loaded or has answered.
+    SamplingParameters(**sampling_flags(arguments))
     if arguments.output is not None:
         picture_format(arguments.output)
-    folder = resolve_checkpoint(arguments.model_path)
+    folder = checkpoints.resolve_checkpoint(arguments.model_path)
     processor = DeepseekVLV2Processor.from_pretrained(folder)
     opened = [open_picture(file) for file in pictures]
     batch = processor(
@@ -128,22 +123,29 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         images=opened,
         system_prompt=arguments.system_prompt,
     )
-    say(f"loading {folder} in {dtype} on {paddle.get_device()}")
+    say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
     model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
-
     say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
-    streamer = TextStreamer(processor.tokenizer)
+    text = stream_answer(model, batch, processor.tokenizer, arguments)
+    number = getattr(arguments, "draw_on", None) or len(opened)
+    show_boxes(text, opened[number - 1], arguments.output)
+
+
+def stream_answer(model, batch: dict, tokenizer, arguments: argparse.Namespace) -> str:
+    """Write the answer to the standard output as it comes, and say how long it took."""
+    from paddlemix_vl2 import TextStreamer
+
+    streamer = TextStreamer(tokenizer)
     start = time.perf_counter()
     ids, _ = model.generate(
         **batch,
-        **sampling,
+        **sampling_flags(arguments),
         max_new_tokens=arguments.max_new_tokens,
         chunk_size=arguments.chunk_size,
         streamer=streamer,
     )
     say(f"{ids.shape[1]} tokens in {time.perf_counter() - start:.1f} s")
-    number = getattr(arguments, "draw_on", None) or len(opened)
-    show_boxes(streamer.texts[0], opened[number - 1], arguments.output)
+    return streamer.texts[0]
 
 
 def _check_files(arguments, pictures: list[str]) -> None:

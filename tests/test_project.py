@@ -94,6 +94,12 @@ def test_every_module_can_be_imported(path):
     importlib.import_module(module_name(path))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").rglob("*.py")), ids=relative)
+def test_examples_leave_importing_paddle_to_the_package(path):
+    """The package sets what MKL and OpenMP read when they are loaded; Paddle first would be too early."""
+    assert not {name.split(".")[0] for name in imported_names(path)} & {"paddle", "paddlenlp"}
+
+
 def module_name(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 

@@ -62,7 +62,7 @@ def test_the_answer_is_on_stdout_and_everything_else_on_stderr(run):
     code, out, err = run("single_image_infer", "--image_file", SHAPES, "--question", "What?")
     assert code == 0
     assert out == ANSWER + "\n"
-    assert err[0].startswith("loading ") and "in float32 on cpu" in err[0]
+    assert err[0].startswith("loading ") and "in float32 on the CPU" in err[0]
     assert "1 picture(s)" in err[1]
     assert "tokens in" in err[2]
     assert err[3] == "left out: box [1, 2, 3] of 'the circle': 3 value(s), not 4"
