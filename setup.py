@@ -22,10 +22,10 @@ setup(
         "aistudio-sdk<0.3",
         "pyarrow<22",
         "numpy",
-        "pillow",
+        "pillow>=10.1",
         "pyyaml",
         "safetensors>=0.5",
-        "tokenizers>=0.20",
+        "tokenizers>=0.21",
         "tqdm",
     ],
     extras_require={

@@ -103,19 +103,22 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     _check_files(arguments, pictures)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing Paddle warns of compilers that inference does not need
-        from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, checkpoints, device
+        from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
+        from paddlemix_vl2.configuration import DeepseekVLV2Config
+        from paddlemix_vl2.generation.decoding import check_lengths
         from paddlemix_vl2.generation.drawing import picture_format
         from paddlemix_vl2.generation.sampling import SamplingParameters
+        from paddlemix_vl2.hub import resolve_checkpoint
         from paddlemix_vl2.processing.pictures import open_picture
 
     device.set_device(arguments.device)
     dtype = device.resolve_dtype(arguments.dtype)
     device.check_compute_dtype(dtype)
-    # These two complain now, not when the model is loaded or has answered.
+    # These complain now, not when the model is loaded or has answered.
     SamplingParameters(**sampling_flags(arguments))
     if arguments.output is not None:
         picture_format(arguments.output)
-    folder = checkpoints.resolve_checkpoint(arguments.model_path)
+    folder = resolve_checkpoint(arguments.model_path)
     processor = DeepseekVLV2Processor.from_pretrained(folder)
     opened = [open_picture(file) for file in pictures]
     batch = processor(
@@ -123,6 +126,8 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         images=opened,
         system_prompt=arguments.system_prompt,
     )
+    limit = DeepseekVLV2Config.from_json(folder).language_config.max_sequence_length
+    check_lengths(batch["input_ids"].shape[1], arguments.max_new_tokens, arguments.chunk_size, limit)
     say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
     model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
     say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")

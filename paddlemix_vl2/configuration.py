@@ -23,6 +23,8 @@ SCORING_FUNCS = ("softmax", "sigmoid")
 ROPE_TYPES = ("linear", "dynamic", "yarn")
 PROJECTOR_TYPES = ("downsample_mlp_gelu",)
 CONFIG_NAME = "config.json"
+# Unknown keys are kept, as other tools add theirs; one this similar to a known key is a mistake.
+_MISSPELT = 0.9
 
 
 def _check_choice(key: str, value, choices: tuple) -> None:
@@ -33,16 +35,24 @@ def _check_choice(key: str, value, choices: tuple) -> None:
     raise ValueError(f"config.json: {key} is {value!r}; it must be one of {list(choices)}{hint}")
 
 
+def _check_positive(part: str, config: PretrainedConfig, *keys: str) -> None:
+    for key in keys:
+        value = getattr(config, key)
+        if not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{part}: {key} is {value!r}; it must be a number above 0")
+
+
 class _PublishedConfig(PretrainedConfig):
     """A config whose dictionary form is the published one: the keys of ``__init__`` and nothing of
     PaddleNLP's own."""
 
     def __init__(self, **kwargs):
-        self.unknown_keys = [
-            key
-            for key in kwargs
-            if key not in ("torch_dtype", "dtype") and not hasattr(PretrainedConfig, key)
-        ]
+        known = [*self.published_keys(), "model_type", "torch_dtype", "dtype", "architectures"]
+        self.unknown_keys = [key for key in kwargs if key not in known]
+        for key in self.unknown_keys:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT)
+            if near:
+                raise ValueError(f"config.json: unknown key {key!r}; did you mean {near[0]!r}?")
         super().__init__(**kwargs)
 
     @classmethod
@@ -98,6 +108,11 @@ class VisionEncoderConfig(_PublishedConfig):
         self.mlp_ratio = mlp_ratio
         self.global_pool = global_pool
         self.ignore_head = ignore_head
+        _check_positive(
+            "vision_config", self, "image_size", "patch_size", "width", "layers", "heads", "mlp_ratio"
+        )
+        if global_pool != "map":
+            raise ValueError(f"vision_config: global_pool is {global_pool!r}; only 'map' is supported")
         if width % heads:
             raise ValueError(f"vision_config: width {width} is not a multiple of heads {heads}")
 
@@ -137,6 +152,9 @@ class MlpProjectorConfig(_PublishedConfig):
         self.depth = depth
         self.mlp_ratio = mlp_ratio
         self.downsample_ratio = downsample_ratio
+        _check_positive("projector_config", self, "input_dim", "n_embed", "mlp_ratio", "downsample_ratio")
+        if depth < 2:
+            raise ValueError(f"projector_config: depth is {depth}; {projector_type} has at least 2 layers")
 
 
 class DeepseekV2Config(_PublishedConfig):
@@ -224,20 +242,47 @@ class DeepseekV2Config(_PublishedConfig):
         self._check()
 
     def _check(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        _check_positive("language_config", self, *sizes, "moe_layer_freq", "max_position_embeddings")
         if self.tie_word_embeddings:
-            raise ValueError(
-                "language_config: tie_word_embeddings is not used by any published model and not supported"
-            )
+            raise ValueError("language_config: tie_word_embeddings is used by no published model")
         if self.n_routed_experts is not None:
             self._check_experts()
-        if self.rope_scaling is not None:
-            rope_type = self.rope_scaling.get("type", self.rope_scaling.get("rope_type"))
-            _check_choice("language_config.rope_scaling.type", rope_type, ROPE_TYPES)
-        if not self.use_mla and self.num_key_value_heads != self.num_attention_heads:
+        self._check_rope_scaling()
+        if self.use_mla:
+            latent = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+            _check_positive("language_config", self, *latent)
+            rotated = self.qk_rope_head_dim
+        else:
+            rotated = self._check_heads()
+        if rotated % 2:
+            raise ValueError(f"language_config: {rotated} rotated dimensions per head; they come in pairs")
+
+    def _check_heads(self) -> int:
+        """The dimension of a head of multi-head attention."""
+        heads, kv_heads, hidden = self.num_attention_heads, self.num_key_value_heads, self.hidden_size
+        if kv_heads != heads:
             raise ValueError(
-                f"language_config: num_key_value_heads {self.num_key_value_heads} differs from "
-                f"num_attention_heads {self.num_attention_heads}; grouped keys are used by no published model"
+                f"language_config: num_key_value_heads {kv_heads} differs from num_attention_heads {heads}; "
+                "grouped keys are used by no published model"
             )
+        if hidden % heads:
+            raise ValueError(f"language_config: hidden_size {hidden} is not a multiple of {heads} heads")
+        return hidden // heads
+
+    def _check_rope_scaling(self) -> None:
+        scaling = self.rope_scaling
+        if scaling is None:
+            return
+        if not isinstance(scaling, dict):
+            raise ValueError(
+                f"language_config: rope_scaling is {scaling!r}; it must be an object with a type"
+            )
+        rope_type = scaling.get("type", scaling.get("rope_type"))
+        _check_choice("language_config.rope_scaling.type", rope_type, ROPE_TYPES)
+        factor = scaling.get("factor")
+        if not isinstance(factor, int | float) or factor < 1:
+            raise ValueError(f"language_config: rope_scaling.factor is {factor!r}; it must be 1 or more")
 
     def _check_experts(self) -> None:
         _check_choice("language_config.topk_method", self.topk_method, TOPK_METHODS)
@@ -300,9 +345,9 @@ class DeepseekVLV2Config(_PublishedConfig):
         self.tile_tag = tile_tag
         self.global_view_pos = global_view_pos
         self.candidate_resolutions = [list(pair) for pair in candidate_resolutions or [(384, 384)]]
-        self.vision_config = _as_part(vision_config, VisionEncoderConfig)
-        self.projector_config = _as_part(projector_config, MlpProjectorConfig)
-        self.language_config = _as_part(language_config, DeepseekV2Config)
+        self.vision_config = _as_part("vision_config", vision_config, VisionEncoderConfig)
+        self.projector_config = _as_part("projector_config", projector_config, MlpProjectorConfig)
+        self.language_config = _as_part("language_config", language_config, DeepseekV2Config)
         self._check_widths()
 
     def _check_widths(self) -> None:
@@ -337,18 +382,24 @@ class DeepseekVLV2Config(_PublishedConfig):
         file = Path(path)
         file = file / CONFIG_NAME if file.is_dir() else file
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
+            return cls(**_as_object(CONFIG_NAME, json.loads(file.read_text(encoding="utf-8"))))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{file}: no such file; a checkpoint folder holds {CONFIG_NAME}"
             ) from None
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: not valid JSON ({error})") from None
 
 
-def _as_part(value, part_class):
+def _as_part(name: str, value, part_class):
     if isinstance(value, part_class):
         return value
-    values = dict(value or {})
+    values = dict(_as_object(name, value or {}))
     values.pop("model_type", None)
     return part_class(**values)
+
+
+def _as_object(name: str, value) -> dict:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: a {type(value).__name__} stands where an object of keys and values must")
+    return value

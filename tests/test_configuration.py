@@ -192,3 +192,43 @@ def test_missing_and_broken_files(tmp_path):
     (tmp_path / "config.json").write_text('{"tile_tag": ')
     with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
         DeepseekVLV2Config.from_json(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "message"),
+    [
+        (DeepseekV2Config, {"hiden_size": 64}, r"unknown key 'hiden_size'; did you mean 'hidden_size'\?"),
+        (DeepseekV2Config, {"kv_lora_rank": None}, "kv_lora_rank is None; it must be a number above 0"),
+        (DeepseekV2Config, {"moe_layer_freq": 0}, "moe_layer_freq is 0"),
+        (DeepseekV2Config, {"qk_rope_head_dim": 7}, "7 rotated dimensions per head; they come in pairs"),
+        (DeepseekV2Config, {"use_mla": False, "hidden_size": 50}, "hidden_size 50 is not a multiple of 32"),
+        (DeepseekV2Config, {"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be an object"),
+        (DeepseekV2Config, {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is None"),
+        (VisionEncoderConfig, {"layers": 0}, "layers is 0"),
+        (VisionEncoderConfig, {"global_pool": "avg"}, "global_pool is 'avg'; only 'map' is supported"),
+        (MlpProjectorConfig, {"depth": 1}, "depth is 1; downsample_mlp_gelu has at least 2 layers"),
+    ],
+)
+def test_values_that_no_model_can_have(part, settings, message):
+    with pytest.raises(ValueError, match=message):
+        part(**settings)
+
+
+def test_keys_of_other_tools_are_kept():
+    config = DeepseekV2Config(auto_map={"AutoModel": "x"}, ep_size=1)
+    assert config.unknown_keys == ["auto_map", "ep_size"]
+    assert config.to_dict()["auto_map"] == {"AutoModel": "x"} and config.to_dict()["ep_size"] == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"[1]", "a list stands where"), (b"\xff", "not valid JSON")]
+)
+def test_files_that_hold_no_config(content, message, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        DeepseekVLV2Config.from_json(tmp_path)
+
+
+def test_parts_that_are_no_objects():
+    with pytest.raises(ValueError, match="vision_config: a list stands where an object"):
+        DeepseekVLV2Config(vision_config=[1])

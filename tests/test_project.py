@@ -18,11 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "paddlemix_vl2"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-SHARED = {"configuration", "image_layout", "device", "costs"}
+SHARED = {"configuration", "image_layout", "device", "hub", "costs"}
 # What each part of the package may import of it. A new part needs a row.
 MAY_IMPORT = {
     "image_layout": set(),
     "device": set(),
+    "hub": set(),
     "configuration": {"image_layout"},
     "costs": {"configuration"},
     "processing": SHARED,

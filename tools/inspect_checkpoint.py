@@ -16,9 +16,9 @@ from collections import Counter
 from paddlemix_vl2.checkpoints.comparison import detect_layout, find_differences
 from paddlemix_vl2.checkpoints.expected import expected_tensors
 from paddlemix_vl2.checkpoints.files import CONFIG_FILE
-from paddlemix_vl2.checkpoints.hub import resolve_checkpoint
 from paddlemix_vl2.checkpoints.reader import StoredCheckpoint, StoredTensor, open_checkpoint
 from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.hub import resolve_checkpoint
 
 PARTS = ("vision", "projector", "language")
 

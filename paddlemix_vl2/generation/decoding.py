@@ -54,7 +54,7 @@ def generate(
     if attention_mask is None:
         attention_mask = paddle.ones(input_ids.shape, "int64")
     batch_size, prompt_length = input_ids.shape
-    _check_lengths(prompt_length, max_new_tokens, chunk_size, language.max_sequence_length)
+    check_lengths(prompt_length, max_new_tokens, chunk_size, language.max_sequence_length)
     stops = _stop_tokens(language.eos_token_id if eos_token_id is None else eos_token_id)
     parameters = SamplingParameters(do_sample, temperature, top_k, top_p, repetition_penalty, seed)
     countable = attention_mask.astype("bool")
@@ -104,7 +104,16 @@ def _stop_tokens(eos_token_id) -> np.ndarray:
     return np.atleast_1d(np.asarray(eos_token_id, dtype=np.int64))
 
 
-def _check_lengths(prompt_length: int, max_new_tokens: int, chunk_size: int | None, limit: int) -> None:
+def check_lengths(prompt_length: int, max_new_tokens: int, chunk_size: int | None, limit: int) -> None:
+    """Refuse lengths that do not fit the model.
+
+    Args:
+        prompt_length: positions of the prompt, padding included.
+        limit: positions that the model has.
+
+    Raises:
+        ValueError: a length is below 1, or prompt and answer together pass the limit.
+    """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if chunk_size is not None and chunk_size < 1:

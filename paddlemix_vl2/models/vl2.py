@@ -17,7 +17,7 @@ from paddle import nn
 from paddlenlp.transformers import PretrainedModel
 from paddlenlp.transformers.model_outputs import ModelOutput
 
-from paddlemix_vl2 import checkpoints, device
+from paddlemix_vl2 import checkpoints, device, hub
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.generation import decoding
 from paddlemix_vl2.models.cache import ModelCache
@@ -51,11 +51,10 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
 
     config_class = DeepseekVLV2Config
     base_model_prefix = "language"
-    # Tiles that go through the vision tower at once, so that its activations stay bounded.
-    max_tiles_per_pass = 16
 
     def __init__(self, config: DeepseekVLV2Config):
         super().__init__(config)
+        self.max_tiles_per_pass = device.tiles_per_pass()
         hidden = config.language_config.hidden_size
         self.vision = VisionTransformer(config.vision_config)
         self.projector = MlpProjector(config.projector_config)
@@ -224,7 +223,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             FileNotFoundError, ValueError: no such checkpoint, or one that does not fit its config; every
                 missing, unexpected and misshapen tensor is named.
         """
-        folder = checkpoints.resolve_checkpoint(path)
+        folder = hub.resolve_checkpoint(path)
         config = DeepseekVLV2Config.from_json(folder)
         config.dtype = device.resolve_dtype(dtype)
         with paddle.LazyGuard():  # parameters get no memory and no initial value before their tensor is read

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from paddlemix_vl2.hub import resolve_checkpoint
 from paddlemix_vl2.image_layout import num_image_tokens, tokens_per_side
 from paddlemix_vl2.processing.batching import Sample, pad_samples, to_paddle
 from paddlemix_vl2.processing.conversation import Piece, build_pieces
@@ -147,19 +148,14 @@ class DeepseekVLV2Processor:
         """Read ``processor_config.json``, ``tokenizer.json`` and, if present, ``tokenizer_config.json``.
 
         Args:
-            folder: a local folder.
+            folder: a local folder, or a hub name such as ``deepseek-ai/deepseek-vl2-tiny``.
             **settings: replace keys of the file, e.g. ``mask_prompt=True``.
 
         Raises:
             FileNotFoundError: no such folder, or a file is missing in it.
             ValueError: a file cannot be read, a key is unknown, or a value is not supported.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{folder}: no such folder; the processor reads a local checkpoint folder (for a hub name, "
-                "pass the folder that paddlemix_vl2.checkpoints.resolve_checkpoint returns)"
-            )
+        folder = resolve_checkpoint(folder)
         file = folder / PROCESSOR_NAME
         values = {key: value for key, value in read_object(file).items() if key not in _FOREIGN_KEYS}
         _check_keys(values, file)

@@ -98,13 +98,13 @@ def test_expanded_equals_absorbed_attention(q_lora_rank, language_config):
 
 
 @paddle.no_grad()
-def test_tiles_per_pass_do_not_matter(golden_model, recorded_batch):
+def test_tiles_per_pass_do_not_matter(golden_model, recorded_batch, monkeypatch):
     model = golden_model("mla_greedy")
     tiles = recorded_batch["images"][1, :5]
+    by_default = model.encode_tiles(tiles)
+    monkeypatch.setattr(model, "max_tiles_per_pass", 16)
     at_once = model.encode_tiles(tiles)
-    model.max_tiles_per_pass = 2
-    try:
-        in_passes = model.encode_tiles(tiles)
-    finally:
-        del model.max_tiles_per_pass
+    monkeypatch.setattr(model, "max_tiles_per_pass", 3)
+    in_passes = model.encode_tiles(tiles)
+    assert float((at_once - by_default).abs().max()) < 1e-5
     assert float((at_once - in_passes).abs().max()) < 1e-5

@@ -5,7 +5,8 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
-from paddlemix_vl2.checkpoints import hub, resolve_checkpoint
+from paddlemix_vl2 import hub
+from paddlemix_vl2.hub import resolve_checkpoint
 
 NAME = "deepseek-ai/deepseek-vl2-tiny"
 REPOSITORY = [
