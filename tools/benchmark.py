@@ -4,8 +4,9 @@
     python tools/benchmark.py /tmp/tiny --tiles 5 --prompt-tokens 1263
 
 prints load time, vision time per tile, prefill and decode speed and peak memory, each with its floor: the
-operations (or bytes) that it needs by arithmetic, at the speed of a large matrix product (or a large read)
-measured in the same run, before and after, the better of the two. Timings are medians of ``--repeats``.
+operations (or bytes) that it needs by arithmetic, at the speed of a large matrix product (or a large read) on
+the same machine. Timings are medians of ``--repeats``. A matrix product is timed before each of them, and
+``x floor`` is the median of the ratios of such neighbours, which holds when the machine's speed drifts.
 """
 
 import argparse
@@ -18,12 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import paddle
 
+# Before Paddle itself: MKL's fast path on AMD has to be asked for first.
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM, costs
 from paddlemix_vl2.device import is_gpu, physical_cores, set_device
 
-MATMUL_SIZE = 4096
+# isort: split
+import paddle
+
+MATMUL_SIZE = 3072
 READ_BYTES = 800_000_000
 
 
@@ -48,30 +52,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--tiles", type=int, default=5, help="views that go through the vision tower")
     parser.add_argument("--prompt-tokens", type=int, default=1263)
-    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=16, help="at least 2")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if min(arguments.tiles, arguments.prompt_tokens, arguments.new_tokens - 1, arguments.repeats) < 1:
+        parser.error("--tiles, --prompt-tokens and --repeats are at least 1, --new-tokens at least 2")
+    return arguments
 
 
 @paddle.no_grad()
 def run(arguments: argparse.Namespace) -> dict:
-    """The report: seconds, floors in seconds, and bytes."""
-    before = matmul_flops("float32"), read_bandwidth()
+    """The report: seconds, bytes, and how many times the floor each step takes."""
+    bandwidth = read_bandwidth()
     started = time.perf_counter()
     model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, arguments.dtype)
-    load = time.perf_counter() - started
-    loaded_bytes = peak_memory()
+    load, load_peak = time.perf_counter() - started, peak_memory()
     steps = {
         "vision": time_vision(model, arguments),
         "prefill": time_prefill(model, arguments),
         "decode": time_decode(model, arguments),
     }
-    flops = max(before[0], matmul_flops(model.weight_dtype))
-    bandwidth = max(before[1], read_bandwidth())
-    vision, language = model.config, model.config.language_config
+    peak = peak_memory()
+    bandwidth = max(bandwidth, read_bandwidth())  # after the peak is noted: its block is not the model's
     length = arguments.prompt_tokens + arguments.new_tokens
     itemsize = 4 if model.weight_dtype == "float32" else 2
+    bytes_per_step = costs.decode_bytes(model.config.language_config, length, itemsize)
+    steps["decode"]["floor_seconds"] = bytes_per_step / bandwidth
+    steps["decode"]["times_floor"] = steps["decode"]["seconds"] * bandwidth / bytes_per_step
     return {
         "model": str(arguments.model_path),
         "device": paddle.get_device(),
@@ -79,43 +87,56 @@ def run(arguments: argparse.Namespace) -> dict:
         "dtype": model.weight_dtype,
         "tiles": arguments.tiles,
         "prompt_tokens": arguments.prompt_tokens,
-        "flops_per_second": flops,
         "bytes_per_second": bandwidth,
         "load_seconds": load,
-        "load_peak_bytes": loaded_bytes,
-        "seconds": steps,
-        "floor_seconds": {
-            "vision": costs.vision_flops(vision, arguments.tiles) / flops,
-            "prefill": costs.prefill_flops(language, arguments.prompt_tokens) / flops,
-            "decode": costs.decode_bytes(language, length, itemsize) / bandwidth,
-        },
-        "peak_bytes": peak_memory(),
+        "load_peak_bytes": load_peak,
+        "peak_bytes": peak,
+        "steps": steps,
     }
 
 
-def time_vision(model, arguments) -> float:
+def time_vision(model, arguments) -> dict:
     side = model.config.vision_config.image_size
     pixels = paddle.rand([arguments.tiles, 3, side, side]) * 2 - 1
-    return median_seconds(lambda: model.encode_tiles(pixels), arguments.repeats)
+    flops = costs.vision_flops(model.config, arguments.tiles)
+    return time_beside_floor(lambda: model.encode_tiles(pixels), flops, model.weight_dtype, arguments.repeats)
 
 
-def time_prefill(model, arguments) -> float:
+def time_prefill(model, arguments) -> dict:
     batch, capacity = prompt(model, arguments)
-    return median_seconds(lambda: model.prefill(batch, capacity)[0], arguments.repeats)
+    flops = costs.prefill_flops(model.config.language_config, arguments.prompt_tokens)
+    return time_beside_floor(
+        lambda: model.prefill(batch, capacity)[0], flops, model.weight_dtype, arguments.repeats
+    )
 
 
-def time_decode(model, arguments) -> float:
-    """Median seconds of one step behind the prompt."""
+def time_decode(model, arguments) -> dict:
+    """Median and fastest step behind the prompt."""
     batch, capacity = prompt(model, arguments)
     _, cache = model.prefill(batch, capacity)
     token = paddle.to_tensor([[5]])
     model.decode_step(token, cache).numpy()  # the first step lays out the absorbed weights
-    seconds = []
-    for _ in range(arguments.new_tokens - 1):
-        started = time.perf_counter()
-        model.decode_step(token, cache).numpy()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    seconds = [timed(lambda: model.decode_step(token, cache)) for _ in range(arguments.new_tokens - 1)]
+    return {"seconds": statistics.median(seconds), "fastest": min(seconds)}
+
+
+def time_beside_floor(compute, flops: int, dtype: str, repeats: int) -> dict:
+    """Run ``compute`` several times, each run behind a matrix product that tells the machine's speed then."""
+    x = paddle.rand([MATMUL_SIZE, MATMUL_SIZE]).astype(dtype)
+    timed(compute)  # touches memory and makes tables for the first time
+    seconds, floors = [], []
+    for _ in range(repeats):
+        product = min(timed(lambda: paddle.matmul(x, x)[:1]) for _ in range(3))
+        floors.append(flops * product / (2 * MATMUL_SIZE**3))
+        seconds.append(timed(compute))
+    ratios = [taken / floor for taken, floor in zip(seconds, floors, strict=True)]
+    return {
+        "seconds": statistics.median(seconds),
+        "fastest": min(seconds),
+        "floor_seconds": statistics.median(floors),
+        "times_floor": statistics.median(ratios),
+        "flops_per_second": flops / statistics.median(floors),
+    }
 
 
 def prompt(model, arguments) -> tuple[dict, int]:
@@ -126,27 +147,18 @@ def prompt(model, arguments) -> tuple[dict, int]:
     return batch, arguments.prompt_tokens + arguments.new_tokens
 
 
-def median_seconds(compute, repeats: int) -> float:
-    """Median over ``repeats`` runs after one that does not count; reading the result waits for the device."""
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        compute().numpy()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
-
-
-def matmul_flops(dtype: str) -> float:
-    """Operations per second of a large square matrix product."""
-    x = paddle.rand([MATMUL_SIZE, MATMUL_SIZE]).astype(dtype)
-    return 2 * MATMUL_SIZE**3 / median_seconds(lambda: paddle.matmul(x, x)[:1].astype("float32"), 3)
+def timed(compute) -> float:
+    """Seconds of one run; reading the result waits for the device."""
+    started = time.perf_counter()
+    compute().astype("float32").numpy()
+    return time.perf_counter() - started
 
 
 def read_bandwidth() -> float:
     """Bytes per second of reading a block far larger than the caches, with all cores or the GPU."""
     if is_gpu():
         block = paddle.ones([READ_BYTES // 4], "float32")
-        return READ_BYTES / median_seconds(block.max, 5)
+        return READ_BYTES / statistics.median(timed(block.max) for _ in range(5))
     parts = np.array_split(np.ones(READ_BYTES // 4, np.float32), 4 * physical_cores())
     seconds = []
     with ThreadPoolExecutor(physical_cores()) as pool:
@@ -165,23 +177,23 @@ def peak_memory() -> int:
 
 
 def as_text(report: dict) -> str:
-    seconds, floors = report["seconds"], report["floor_seconds"]
-    tiles, tokens = report["tiles"], report["prompt_tokens"]
-    rows = [
-        ("vision", f"{seconds['vision'] / tiles:.2f} s per tile ({tiles} tiles)"),
-        ("prefill", f"{tokens / seconds['prefill']:.0f} tokens/s ({tokens} tokens)"),
-        ("decode", f"{1 / seconds['decode']:.1f} tokens/s"),
-    ]
+    tiles, tokens, steps = report["tiles"], report["prompt_tokens"], report["steps"]
+    notes = {
+        "vision": f"{steps['vision']['seconds'] / tiles:.2f} s per tile, {tiles} tiles",
+        "prefill": f"{tokens / steps['prefill']['seconds']:.0f} tokens/s, {tokens} tokens",
+        "decode": f"{1 / steps['decode']['seconds']:.1f} tokens/s",
+    }
     lines = [
         f"{report['model']} on {report['device']}, {report['dtype']}, {report['threads']} threads",
-        f"matrix product {report['flops_per_second'] / 1e9:.0f} GFLOPS, "
+        f"matrix product {steps['vision']['flops_per_second'] / 1e9:.0f} and "
+        f"{steps['prefill']['flops_per_second'] / 1e9:.0f} GFLOPS beside vision and prefill, "
         f"read {report['bytes_per_second'] / 1e9:.1f} GB/s",
         f"load     {report['load_seconds']:8.1f} s, peak {report['load_peak_bytes'] / 1e9:.2f} GB",
     ]
     lines += [
-        f"{name:8} {seconds[name]:8.3f} s, floor {floors[name]:.3f} s "
-        f"({seconds[name] / floors[name]:.2f} x)   {note}"
-        for name, note in rows
+        f"{name:8} {step['seconds']:8.3f} s (fastest {step['fastest']:.3f}), "
+        f"floor {step['floor_seconds']:.3f} s, {step['times_floor']:.2f} x floor; {notes[name]}"
+        for name, step in steps.items()
     ]
     return "\n".join([*lines, f"peak     {report['peak_bytes'] / 1e9:8.2f} GB"])
 
