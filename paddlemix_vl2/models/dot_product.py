@@ -12,6 +12,7 @@ import paddle
 import paddle.nn.functional as F
 
 from paddlemix_vl2 import device
+from paddlemix_vl2.models.precision import keeps_float32
 
 # Finite, so that the row of a padded query, which sees nothing, becomes an average and not NaN.
 HIDDEN_SCORE = -1e30
@@ -131,6 +132,7 @@ def causal_bias(position: int, rows: int, seen: int, key_mask: paddle.Tensor | N
     return (~visible).astype("float32") * HIDDEN_SCORE
 
 
+@keeps_float32
 def biased_softmax(scores: paddle.Tensor, bias: paddle.Tensor, scale: float) -> paddle.Tensor:
     """float32 softmax of scaled and biased scores, back in their dtype."""
     return F.softmax(scores.astype("float32") * scale + bias, axis=-1).astype(scores.dtype)

@@ -4,6 +4,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from paddlemix_vl2.models.precision import keeps_float32
+
 
 class DeepseekV2RMSNorm(nn.Layer):
     """Root-mean-square norm; statistics in float32 whatever the dtype (published ``DeepseekV2RMSNorm``)."""
@@ -13,6 +15,7 @@ class DeepseekV2RMSNorm(nn.Layer):
         self.epsilon = epsilon
         self.weight = self.create_parameter([hidden_size], default_initializer=nn.initializer.Constant(1.0))
 
+    @keeps_float32
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[..., H] -> [..., H], same dtype."""
         wide = hidden.astype("float32")

@@ -13,6 +13,7 @@ from paddle.autograd import PyLayer
 
 from paddlemix_vl2.configuration import DeepseekV2Config
 from paddlemix_vl2.models.layers import DeepseekV2MLP
+from paddlemix_vl2.models.precision import keeps_float32
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class MoEGate(nn.Layer):
             )
             self.e_score_correction_bias.stop_gradient = True
 
+    @keeps_float32
     def forward(self, hidden: paddle.Tensor) -> Routing:
         """Route the tokens of [B, T, H]."""
         tokens = hidden.flatten(stop_axis=1).astype("float32")
@@ -162,5 +164,10 @@ class DeepseekV2MoE(nn.Layer):
                 first += count
         sorted_outputs = paddle.concat(outputs) if len(outputs) > 1 else outputs[0]
         pairs = paddle.gather(sorted_outputs, order.argsort()).reshape([num_tokens, top_k, -1])
-        weighted = paddle.matmul(routing.weights.unsqueeze(1), pairs.astype("float32"))  # [M, 1, H]
-        return weighted.squeeze(1).astype(tokens.dtype)
+        return _weighted_sum(routing.weights, pairs).astype(tokens.dtype)
+
+
+@keeps_float32
+def _weighted_sum(weights: paddle.Tensor, pairs: paddle.Tensor) -> paddle.Tensor:
+    """[M, K] and [M, K, H] -> float32 [M, H]."""
+    return paddle.matmul(weights.unsqueeze(1), pairs.astype("float32")).squeeze(1)

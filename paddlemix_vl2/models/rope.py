@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 
 from paddlemix_vl2.configuration import DeepseekV2Config
+from paddlemix_vl2.models.precision import keeps_float32
 
 
 class RotaryEmbedding:
@@ -92,6 +93,7 @@ class RotaryEmbedding:
         return np.outer(positions, frequencies), magnitude
 
 
+@keeps_float32
 def rotate(x: paddle.Tensor, rotary: tuple[paddle.Tensor, paddle.Tensor], interleaved: bool) -> paddle.Tensor:
     """Rotate pairs of dimensions by their position's angles, in float32.
 
