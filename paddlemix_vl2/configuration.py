@@ -255,6 +255,10 @@ class DeepseekV2Config(_PublishedConfig):
             rotated = self.qk_rope_head_dim
         else:
             rotated = self._check_heads()
+            if (self.rope_scaling or {}).get("type") == "yarn":
+                raise ValueError(
+                    "language_config: rope_scaling yarn needs use_mla; no published model differs"
+                )
         if rotated % 2:
             raise ValueError(f"language_config: {rotated} rotated dimensions per head; they come in pairs")
 
@@ -296,6 +300,11 @@ class DeepseekV2Config(_PublishedConfig):
         if self.topk_method == "greedy":
             return
         groups, kept = self.n_group or 1, self.topk_group or 1
+        if self.topk_method == "noaux_tc" and groups > 1 and experts // groups < 2:
+            raise ValueError(
+                f"language_config: noaux_tc ranks groups by their two best experts; {experts} experts in "
+                f"{groups} groups have fewer"
+            )
         if experts % groups or kept > groups or kept * (experts // groups) < chosen:
             raise ValueError(
                 f"language_config: n_group {groups} and topk_group {kept} "

@@ -4,7 +4,6 @@ trying."""
 import ctypes
 import os
 import platform
-import sys
 from pathlib import Path
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -16,17 +15,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names and numbers of glibc's ma
 def tune_process() -> None:
     """Import Paddle, and set what makes its CPU operators fast: MKL's kernels on AMD, threads, freed memory.
 
-    Runs when the package is imported. MKL reads its variable when it is loaded and OpenMP its own at the
-    first
-    computation, so the order matters: the first before Paddle, the second after, as Paddle sets it to 1.
+    Runs when the package is imported. MKL reads its variable when it is loaded, so that one is set before
+    Paddle comes.
     """
     enable_fast_mkl()
-    paddle_came_first = "paddle" in sys.modules
-    threads_are_set = _THREADS_VARIABLE in os.environ and not paddle_came_first
     import paddle  # noqa: F401
 
-    if not threads_are_set:
-        use_all_cores()
+    use_all_cores()
     keep_freed_memory()
 
 
@@ -51,17 +46,35 @@ def enable_fast_mkl(cpuinfo: str | None = None) -> bool:
 def use_all_cores() -> int:
     """Let matrix products use every physical core that this process may run on; Paddle sets one thread.
 
-    One of several processes of ``paddle.distributed.launch`` stays at Paddle's one thread. A process that has
-    computed before keeps what it has.
+    ``OMP_NUM_THREADS`` of the user counts, and one of several processes of ``paddle.distributed.launch``
+    stays at Paddle's one thread. OpenMP reads the variable at its first computation, which is made here, and
+    then the variable is put back, so that processes started from this one see what the user has set. A
+    process that has computed before keeps what it has.
 
     Returns:
-        the number of threads.
+        the number of threads asked for.
     """
-    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
-        return int(os.environ.get(_THREADS_VARIABLE, "1"))
-    threads = physical_cores()
-    os.environ[_THREADS_VARIABLE] = str(threads)
-    return threads
+    import paddle
+
+    before = os.environ.get(_THREADS_VARIABLE)
+    if _users_threads(before) or int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        return int(before or 1)
+    os.environ[_THREADS_VARIABLE] = str(physical_cores())
+    square = paddle.to_tensor([[1.0] * 64] * 64, place=paddle.CPUPlace())  # MKL does less without OpenMP
+    paddle.matmul(square, square)
+    if before is None:
+        del os.environ[_THREADS_VARIABLE]
+    else:
+        os.environ[_THREADS_VARIABLE] = before
+    return physical_cores()
+
+
+def _users_threads(value: str | None) -> bool:
+    """Whether the user, and not Paddle (which sets 1 where nothing is), chose this number of threads."""
+    if value not in (None, "1"):
+        return True
+    started_with = Path("/proc/self/environ")
+    return started_with.exists() and f"{_THREADS_VARIABLE}=".encode() in started_with.read_bytes()
 
 
 def physical_cores(cpuinfo: str | None = None) -> int:

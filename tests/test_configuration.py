@@ -204,6 +204,11 @@ def test_missing_and_broken_files(tmp_path):
         (DeepseekV2Config, {"use_mla": False, "hidden_size": 50}, "hidden_size 50 is not a multiple of 32"),
         (DeepseekV2Config, {"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be an object"),
         (DeepseekV2Config, {"rope_scaling": {"type": "linear"}}, "rope_scaling.factor is None"),
+        (
+            DeepseekV2Config,
+            {**EXPERTS, "topk_method": "noaux_tc", "n_group": 8, "topk_group": 4},
+            "8 experts in 8 groups have fewer",
+        ),
         (VisionEncoderConfig, {"layers": 0}, "layers is 0"),
         (VisionEncoderConfig, {"global_pool": "avg"}, "global_pool is 'avg'; only 'map' is supported"),
         (MlpProjectorConfig, {"depth": 1}, "depth is 1; downsample_mlp_gelu has at least 2 layers"),

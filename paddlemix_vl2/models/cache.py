@@ -23,7 +23,7 @@ class LatentCache:
 
     def write(self, start: int, latents: paddle.Tensor) -> None:
         """Store [B, T, R + Dr] at positions ``start`` to ``start + T``."""
-        self.latents[:, start : start + latents.shape[1]] = latents
+        self.latents[:, start : start + latents.shape[1]] = latents.detach()
 
     def read(self, length: int) -> paddle.Tensor:
         """The first ``length`` positions, [B, length, R + Dr]."""
@@ -42,8 +42,8 @@ class KeyValueCache:
     def write(self, start: int, keys: paddle.Tensor, values: paddle.Tensor) -> None:
         """Store two [B, N, T, D] at positions ``start`` to ``start + T``."""
         stop = start + keys.shape[2]
-        self.keys[:, :, start:stop] = keys
-        self.values[:, :, start:stop] = values
+        self.keys[:, :, start:stop] = keys.detach()
+        self.values[:, :, start:stop] = values.detach()
 
     def read(self, length: int) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The first ``length`` positions of both, [B, N, length, D]."""
@@ -57,6 +57,7 @@ class ModelCache:
         layers: one cache per decoder layer.
         length: positions filled so far, padding included.
         key_mask: bool [B, capacity], False on the padding of the prompts; None where there is none.
+        prompt_length: positions of the prompt, padding included.
         padding: int64 [B, 1], padding positions in front of each prompt.
     """
 
@@ -64,21 +65,53 @@ class ModelCache:
         """``attention_mask`` is that of the whole prompt, [B, T].
 
         Raises:
-            ValueError: a prompt does not end in a token: padding must be on the left.
+            ValueError: padding is anywhere but in front of a prompt, or the capacity is below the prompt.
         """
-        batch, prompt_length = attention_mask.shape
+        batch, self.prompt_length = attention_mask.shape
+        if capacity < self.prompt_length:
+            raise ValueError(f"a cache of {capacity} positions cannot hold a prompt of {self.prompt_length}")
         layer_cache = LatentCache if config.use_mla else KeyValueCache
         self.layers = [layer_cache(batch, capacity, config, dtype) for _ in range(config.num_hidden_layers)]
         self.capacity = capacity
         self.length = 0
         seen = attention_mask.astype("bool")
-        self.padding = prompt_length - seen.astype("int64").sum(axis=1, keepdim=True)
+        self.padding = self.prompt_length - seen.astype("int64").sum(axis=1, keepdim=True)
+        in_front = paddle.arange(self.prompt_length) < self.padding
+        if not bool((in_front ^ seen).all()):
+            raise ValueError(
+                "attention_mask: padding must be on the left, zeros in front of the ones of a row"
+            )
         self.key_mask = None
-        if not bool(seen[:, -1].all()):
-            raise ValueError("attention_mask: a prompt ends in padding; padding must be on the left")
         if not bool(seen.all()):
-            answer = paddle.ones([batch, capacity - prompt_length], "bool")
+            answer = paddle.ones([batch, capacity - self.prompt_length], "bool")
             self.key_mask = paddle.concat([seen, answer], axis=1)
+
+    def check_mask(self, attention_mask: paddle.Tensor | None) -> None:
+        """Refuse a mask [B, T] that says something else about padding than the one the cache was made with.
+
+        Raises:
+            ValueError: the masks differ; behind a filled part no position is padding.
+        """
+        if attention_mask is None:
+            return
+        mask = attention_mask.astype("bool")
+        known = paddle.ones_like(mask)
+        if self.length == 0 and self.key_mask is not None:
+            known = self.key_mask[:, : mask.shape[1]]
+        if not bool((mask == known).all()):
+            raise ValueError("attention_mask differs from the mask that the cache was made with")
+
+    def require_room(self, count: int) -> None:
+        """Refuse ``count`` positions that do not fit any more.
+
+        Raises:
+            ValueError: with the numbers.
+        """
+        if self.length + count > self.capacity:
+            raise ValueError(
+                f"the cache has {self.capacity} positions, {self.length} of them filled; {count} more do not "
+                "fit: make it with a larger capacity"
+            )
 
     def next_positions(self, count: int) -> paddle.Tensor:
         """Position ids of the next ``count`` tokens, int64 [B, count]; padding does not count and stays at

@@ -107,10 +107,11 @@ def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
     else:
         bias = causal_bias(visibility.start, queries.shape[1], keys.shape[1], visibility.key_mask)
         bias = bias if bias.ndim == 4 else bias.unsqueeze([0, 1])
-        lowest = paddle.finfo(
-            queries.dtype
-        ).min  # HIDDEN_SCORE is -inf in float16, and would make padding NaN
-        bias = bias.clip(min=lowest).astype(queries.dtype)
+        # HIDDEN_SCORE is -inf in float16, and so are its lowest number and a score together; half of it is
+        # not.
+        bias = bias.clip(min=paddle.finfo(queries.dtype).min / 2).astype(queries.dtype)
+        # Flash attention walks the mask sequence by sequence and does not broadcast it.
+        bias = bias.expand([queries.shape[0], *bias.shape[1:]])
         output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
     return output[..., :value_dim]
 

@@ -83,10 +83,13 @@ class DeepseekV2Model(nn.Layer):
             visibility: from :func:`mask_visibility`; with a cache, its own mask counts.
             cache: filled with the new positions; T = 1 on a filled cache is a decode step.
         """
-        start = cache.length if cache else 0
         length = inputs_embeds.shape[1]
+        total_length = length
+        if cache:
+            cache.require_room(length)
+            total_length = max(cache.length + length, cache.prompt_length)  # chunks agree on it
         visibility = cached_visibility(cache, length) if cache else visibility or Visibility()
-        rotary = self.rotary.lookup(position_ids, start + length, self.num_heads)
+        rotary = self.rotary.lookup(position_ids, total_length, self.num_heads)
         hidden, states, routings = inputs_embeds, [inputs_embeds], []
         for index, layer in enumerate(self.layers):
             hidden, routing = layer(hidden, rotary, visibility, cache.layers[index] if cache else None)

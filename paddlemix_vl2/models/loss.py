@@ -3,6 +3,7 @@
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from paddle.distributed.fleet.utils import recompute
 
 IGNORE_ID = -100
 # Rows of logits that exist at once: 256 x 129,280 floats are 132 MB.
@@ -28,8 +29,13 @@ def next_token_loss(hidden: paddle.Tensor, labels: paddle.Tensor, lm_head: nn.La
         return hidden.astype("float32").sum() * 0.0
     rows = paddle.gather(hidden[:, :-1].flatten(stop_axis=1), supervised)
     targets = paddle.gather(targets, supervised)
+
+    def summed_loss(some_rows: paddle.Tensor, some_targets: paddle.Tensor) -> paddle.Tensor:
+        return F.cross_entropy(lm_head(some_rows).astype("float32"), some_targets, reduction="sum")
+
     total = 0.0
     for first in range(0, count, ROWS_PER_SLICE):
-        part = slice(first, first + ROWS_PER_SLICE)
-        total = total + F.cross_entropy(lm_head(rows[part]).astype("float32"), targets[part], reduction="sum")
+        part = rows[first : first + ROWS_PER_SLICE], targets[first : first + ROWS_PER_SLICE]
+        # Recomputed in the backward pass: kept for it, the slices would add up to the whole logits.
+        total = total + (summed_loss(*part) if rows.stop_gradient else recompute(summed_loss, *part))
     return total / count

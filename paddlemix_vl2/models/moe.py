@@ -77,6 +77,16 @@ class MoEGate(nn.Layer):
             aux_loss = self.aux_loss_alpha * self._balance_loss(scores, experts, batch=hidden.shape[0])
         return Routing(experts, weights * self.scaling_factor, load, aux_loss)
 
+    def _apply(self, func, device, dtype, blocking, include_sublayers=True):
+        """What ``Layer.to`` does to this layer, except that the correction bias keeps its float32: its steps
+        of 0.001 are lost in 16 bits, and other experts would be chosen."""
+        bias = getattr(self, "e_score_correction_bias", None)
+
+        def move(tensor, device, dtype, blocking):
+            return func(tensor, device, None if tensor is bias else dtype, blocking)
+
+        super()._apply(move, device, dtype, blocking, include_sublayers)
+
     def _choose(self, scores: paddle.Tensor) -> paddle.Tensor:
         """float32 [M, E] -> int64 [M, K]."""
         if self.topk_method == "noaux_tc":
@@ -146,7 +156,7 @@ class DeepseekV2MoE(nn.Layer):
         """[B, T, H] -> [B, T, H] and the routing."""
         routing = self.gate(hidden)
         output = self._run_experts(hidden.flatten(stop_axis=1), routing).reshape(hidden.shape)
-        if routing.aux_loss is not None:
+        if routing.aux_loss is not None and not routing.aux_loss.stop_gradient:
             output = AddAuxiliaryLoss.apply(output, routing.aux_loss)
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden)

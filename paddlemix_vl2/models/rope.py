@@ -44,11 +44,17 @@ class RotaryEmbedding:
 
         Args:
             position_ids: int64 [B, T].
-            total_length: positions in use, prefix included; dynamic scaling depends on it.
+            total_length: positions in use, prefix, padding and (in a chunk) the rest of the prompt included;
+                dynamic scaling depends on it.
+
+        Raises:
+            ValueError: more positions than the model has.
 
         Returns:
             two float32 [B, T, N, dim / 2].
         """
+        if total_length > self.max_length:
+            raise ValueError(f"{total_length} positions, but the model has {self.max_length}")
         cos, sin = self._table(total_length, position_ids.place)
         shape = [*position_ids.shape, num_heads, self.dim // 2]
         index = position_ids.unsqueeze(-1).tile([1, 1, num_heads]).flatten()
@@ -76,8 +82,8 @@ class RotaryEmbedding:
     def _angles(self, total_length: int) -> tuple[np.ndarray, float]:
         """float32 [max_length, dim / 2] of angles, and the magnitude that multiplies their cosine and
         sine."""
-        theta, length, magnitude = self.theta, max(self.max_length, total_length), 1.0
-        positions = np.arange(length, dtype=np.float32)
+        theta, magnitude = self.theta, 1.0
+        positions = np.arange(self.max_length, dtype=np.float32)
         if self.kind == "linear":
             positions = positions / np.float32(self.scaling["factor"])
         if self.kind == "dynamic" and total_length > self.trained_length:

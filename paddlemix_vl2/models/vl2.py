@@ -91,6 +91,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             inputs_embeds: [B, T, H] instead of ids and images.
             position_ids: int64 [B, T]; from the mask where absent.
             past_key_values: from :meth:`new_cache`; the call continues behind its filled part.
+                ``attention_mask`` may be left out then, as the cache knows its padding.
 
         Raises:
             ValueError: pictures, mask and grids of the batch do not fit each other, or the device cannot
@@ -101,16 +102,17 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             inputs_embeds = self.prepare_inputs_embeds(
                 input_ids, images, images_seq_mask, images_spatial_crop
             )
-        if attention_mask is None:
-            attention_mask = paddle.ones(inputs_embeds.shape[:2], "int64")
-        if position_ids is None and past_key_values is not None:
-            position_ids = past_key_values.next_positions(inputs_embeds.shape[1])
-        elif position_ids is None:
-            position_ids = positions_from_mask(attention_mask)
+        if past_key_values is not None:
+            past_key_values.check_mask(attention_mask)
+            visibility, positions = None, past_key_values.next_positions(inputs_embeds.shape[1])
+        else:
+            if attention_mask is None:
+                attention_mask = paddle.ones(inputs_embeds.shape[:2], "int64")
+            visibility, positions = mask_visibility(attention_mask), positions_from_mask(attention_mask)
         output = self.language.model(
             inputs_embeds,
-            position_ids,
-            visibility=None if past_key_values is not None else mask_visibility(attention_mask),
+            positions if position_ids is None else position_ids,
+            visibility=visibility,
             cache=past_key_values,
             output_hidden_states=output_hidden_states,
         )
@@ -136,6 +138,10 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         :meth:`forward`."""
         embeddings = self.language.model.embed_tokens(input_ids)
         if images is None or images_spatial_crop is None or not bool(images_spatial_crop.any()):
+            if images_seq_mask is not None and bool(images_seq_mask.any()):
+                raise ValueError(
+                    "images_seq_mask marks image tokens, but images or images_spatial_crop holds no picture"
+                )
             return embeddings
         plan = plan_fusion(
             images_spatial_crop.numpy(),

@@ -8,7 +8,7 @@ import pytest
 from paddlemix_vl2.models.attention import DeepseekV2Attention
 from paddlemix_vl2.models.cache import ModelCache
 from paddlemix_vl2.models.dot_product import Visibility
-from paddlemix_vl2.models.language import cached_visibility
+from paddlemix_vl2.models.language import DeepseekV2Model, cached_visibility, positions_from_mask
 from paddlemix_vl2.models.rope import RotaryEmbedding
 
 CASES = ["mha_greedy", "mla_greedy", "mla_group_limited_yarn", "mla_noaux_tc_groups"]
@@ -108,3 +108,18 @@ def test_tiles_per_pass_do_not_matter(golden_model, recorded_batch, monkeypatch)
     in_passes = model.encode_tiles(tiles)
     assert float((at_once - by_default).abs().max()) < 1e-5
     assert float((at_once - in_passes).abs().max()) < 1e-5
+
+
+@paddle.no_grad()
+def test_chunks_agree_under_dynamic_scaling(language_config):
+    """The base depends on the length in use: every chunk must take that of the whole prompt."""
+    config = language_config(rope_scaling={"type": "dynamic", "factor": 4.0}, max_position_embeddings=16)
+    model = DeepseekV2Model(config)
+    embeddings, mask = paddle.randn([1, 40, config.hidden_size]), paddle.ones([1, 40], "int64")
+    whole = model(embeddings, positions_from_mask(mask)).hidden
+    cache = ModelCache(config, mask, capacity=40, dtype="float32")
+    chunks = [
+        model(embeddings[:, first : first + 8], cache.next_positions(8), cache=cache).hidden
+        for first in range(0, 40, 8)
+    ]
+    assert float((paddle.concat(chunks, axis=1) - whole).abs().max()) < CLOSE

@@ -24,15 +24,16 @@ def on_gpu():
     paddle.set_device(before)
 
 
+@pytest.mark.parametrize("start", [0, 30])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("value_dim", [128, 192])
-def test_fused_attention_equals_blocks(padded, value_dim):
+def test_fused_attention_equals_blocks(start, padded, value_dim):
     paddle.seed(0)
-    queries, keys = paddle.randn([2, 300, 4, 192]), paddle.randn([2, 300, 4, 192])
+    queries, keys = paddle.randn([2, 300 - start, 4, 192]), paddle.randn([2, 300, 4, 192])
     values = paddle.randn([2, 300, 4, value_dim])
     mask = paddle.ones([2, 300], "bool")
     mask[0, :40] = False
-    visibility = Visibility(key_mask=mask, padded_rows=40) if padded else Visibility()
+    visibility = Visibility(start, mask, 40 - start) if padded else Visibility(start)
     blocks = dot_product._blocked_attention(queries, keys, values, visibility, 0.07)
     wide = [x.astype("bfloat16") for x in (queries, keys, values)]
     fused = dot_product._fused_attention(*wide, visibility, 0.07).astype("float32")

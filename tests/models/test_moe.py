@@ -172,3 +172,24 @@ def test_auxiliary_loss_has_gradient_but_no_value():
     (output * 3).sum().backward()
     assert float(loss.grad) == 1.0
     assert np.array_equal(hidden.grad.numpy(), np.full([2, 3], 3.0))
+
+
+def test_experts_train_behind_a_frozen_gate(language_config):
+    """Nothing that the balance loss depends on is trained; it must not ask for a gradient then."""
+    moe = DeepseekV2MoE(language_config())
+    moe.train()
+    moe.gate.weight.stop_gradient = True
+    output, routing = moe(paddle.randn([1, 40, 48]))
+    assert routing.aux_loss.stop_gradient
+    output.sum().backward()
+    assert float(moe.experts[int(routing.load.argmax())].up_proj.weight.grad.abs().sum()) > 0
+
+
+def test_the_correction_bias_stays_float32_through_casts(language_config):
+    moe = DeepseekV2MoE(language_config(topk_method="noaux_tc", scoring_func="sigmoid"))
+    bias = np.linspace(0.9, 1.0, 8, dtype=np.float32) + np.float32(1e-4)
+    moe.gate.e_score_correction_bias.set_value(bias)
+    moe.to(dtype="bfloat16")
+    assert moe.gate.weight.dtype == paddle.bfloat16
+    assert moe.gate.e_score_correction_bias.dtype == paddle.float32
+    assert np.array_equal(moe.gate.e_score_correction_bias.numpy(), bias)

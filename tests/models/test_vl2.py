@@ -86,3 +86,42 @@ def test_right_padding_is_refused_for_generation(golden_model):
     batch = {"input_ids": paddle.to_tensor([[5, 6, 2]]), "attention_mask": paddle.to_tensor([[1, 1, 0]])}
     with pytest.raises(ValueError, match="padding must be on the left"):
         golden_model("mha_greedy").generate(**batch, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("absent", ["images", "images_spatial_crop"])
+def test_image_tokens_without_pictures_are_refused(absent, golden_model, prompt_batch):
+    with pytest.raises(ValueError, match="marks image tokens, but images or images_spatial_crop holds no"):
+        golden_model("mha_greedy")(**{**prompt_batch, absent: None})
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 0, 1], [0, 1, 0, 1]])
+def test_padding_within_a_prompt_is_refused_for_generation(mask, golden_model):
+    batch = {"input_ids": paddle.to_tensor([[5, 6, 7, 8]]), "attention_mask": paddle.to_tensor([mask])}
+    with pytest.raises(ValueError, match="padding must be on the left"):
+        golden_model("mha_greedy").generate(**batch, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_full_cache_is_refused(case, golden_model):
+    model = golden_model(case)
+    ids = paddle.to_tensor([[5, 6, 7]])
+    _, cache = model.prefill({"input_ids": ids, "attention_mask": paddle.ones_like(ids)}, capacity=4)
+    token = paddle.to_tensor([[8]])
+    model.decode_step(token, cache)
+    with pytest.raises(ValueError, match="4 positions, 4 of them filled; 1 more do not fit"):
+        model.decode_step(token, cache)
+    with pytest.raises(ValueError, match="cache of 2 positions cannot hold a prompt of 3"):
+        model.new_cache(paddle.ones_like(ids), capacity=2)
+
+
+def test_a_mask_that_contradicts_the_cache_is_refused(golden_model):
+    model = golden_model("mla_noaux_tc")
+    ids = paddle.to_tensor([[5, 6, 7]])
+    cache = model.new_cache(paddle.ones_like(ids), capacity=5)
+    with pytest.raises(ValueError, match="differs from the mask that the cache was made with"):
+        model(input_ids=ids, attention_mask=paddle.to_tensor([[0, 1, 1]]), past_key_values=cache)
+
+
+def test_more_positions_than_the_model_has(golden_model):
+    with pytest.raises(ValueError, match="4097 positions, but the model has 4096"):
+        golden_model("mha_greedy")(input_ids=paddle.zeros([1, 4097], "int64"))
