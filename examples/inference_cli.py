@@ -78,6 +78,8 @@ def run(
     Returns:
         the exit code: 0, or 2 after an error.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode shows what it can
     try:
         arguments = parser.parse_args(argv)
         answer(arguments, list_pictures(arguments))
@@ -106,7 +108,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
         from paddlemix_vl2.configuration import DeepseekVLV2Config
         from paddlemix_vl2.generation.decoding import check_lengths
-        from paddlemix_vl2.generation.drawing import picture_format
+        from paddlemix_vl2.generation.drawing import check_output
         from paddlemix_vl2.generation.sampling import SamplingParameters
         from paddlemix_vl2.hub import resolve_checkpoint
         from paddlemix_vl2.processing.pictures import open_picture
@@ -117,16 +119,18 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     # These complain now, not when the model is loaded or has answered.
     SamplingParameters(**sampling_flags(arguments))
     if arguments.output is not None:
-        picture_format(arguments.output)
-    folder = resolve_checkpoint(arguments.model_path)
-    processor = DeepseekVLV2Processor.from_pretrained(folder)
+        check_output(arguments.output)
     opened = [open_picture(file) for file in pictures]
+    folder = resolve_checkpoint(arguments.model_path)
+    config = DeepseekVLV2Config.from_json(folder)
+    processor = DeepseekVLV2Processor.from_pretrained(folder)
+    _check_tokens_per_tile(folder, processor.tokens_per_side, config.image_tokens_per_side)
     batch = processor(
         conversations=make_conversation(arguments.question, len(opened)),
         images=opened,
         system_prompt=arguments.system_prompt,
     )
-    limit = DeepseekVLV2Config.from_json(folder).language_config.max_sequence_length
+    limit = config.language_config.max_sequence_length
     check_lengths(batch["input_ids"].shape[1], arguments.max_new_tokens, arguments.chunk_size, limit)
     say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
     model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
@@ -153,8 +157,18 @@ def stream_answer(model, batch: dict, tokenizer, arguments: argparse.Namespace) 
     return streamer.texts[0]
 
 
+def _check_tokens_per_tile(folder: Path, processor: int, model: int) -> None:
+    if processor != model:
+        raise ValueError(
+            f"{folder}: processor_config.json makes {processor} x {processor} image tokens of a tile, "
+            f"config.json {model} x {model}; tile size, patch_size and downsample_ratio of the two must agree"
+        )
+
+
 def _check_files(arguments, pictures: list[str]) -> None:
     """What can be said without importing Paddle."""
+    if not arguments.question.strip():
+        raise ValueError("--question is empty")
     for file in pictures:
         if not Path(file).exists():
             raise FileNotFoundError(f"{file}: no such file")
@@ -167,7 +181,7 @@ def sampling_flags(arguments: argparse.Namespace) -> dict:
     """The sampling arguments of ``generate``: greedy, unless a flag asks for sampling."""
     given = {name: getattr(arguments, name) for name in ("temperature", "top_p", "top_k")}
     given = {name: value for name, value in given.items() if value is not None}
-    if given.get("temperature") == 0:
+    if given.get("temperature") == 0 or given == {"top_k": 0}:
         given = {}
     common = {"repetition_penalty": arguments.repetition_penalty, "seed": arguments.seed}
     return {"do_sample": bool(given), **given, **common}

@@ -13,6 +13,7 @@ _PUBLIC = {
     "DeepseekVLV2Config": "paddlemix_vl2.configuration",
     "DeepseekVLV2ForCausalLM": "paddlemix_vl2.models.vl2",
     "DeepseekVLV2Processor": "paddlemix_vl2.processing.processor",
+    "TextIteratorStreamer": "paddlemix_vl2.generation.streaming",
     "TextStreamer": "paddlemix_vl2.generation.streaming",
     "parse_boxes": "paddlemix_vl2.generation.grounding",
     "draw_boxes": "paddlemix_vl2.generation.grounding",

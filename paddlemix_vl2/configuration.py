@@ -12,6 +12,7 @@ import difflib
 import inspect
 import json
 import os
+import typing
 from pathlib import Path
 
 from paddlenlp.transformers import PretrainedConfig
@@ -25,6 +26,7 @@ PROJECTOR_TYPES = ("downsample_mlp_gelu",)
 CONFIG_NAME = "config.json"
 # Unknown keys are kept, as other tools add theirs; one this similar to a known key is a mistake.
 _MISSPELT = 0.9
+_PLAIN_TYPES = {int, float, bool, str, dict, list, type(None)}
 
 
 def _check_choice(key: str, value, choices: tuple) -> None:
@@ -32,7 +34,7 @@ def _check_choice(key: str, value, choices: tuple) -> None:
         return
     near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"config.json: {key} is {value!r}; it must be one of {list(choices)}{hint}")
+    raise ValueError(f"{key} is {value!r}; it must be one of {list(choices)}{hint}")
 
 
 def _check_positive(part: str, config: PretrainedConfig, *keys: str) -> None:
@@ -52,7 +54,7 @@ class _PublishedConfig(PretrainedConfig):
         for key in self.unknown_keys:
             near = difflib.get_close_matches(key, known, n=1, cutoff=_MISSPELT)
             if near:
-                raise ValueError(f"config.json: unknown key {key!r}; did you mean {near[0]!r}?")
+                raise ValueError(f"unknown key {key!r}; did you mean {near[0]!r}?")
         super().__init__(**kwargs)
 
     @classmethod
@@ -244,6 +246,7 @@ class DeepseekV2Config(_PublishedConfig):
     def _check(self) -> None:
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         _check_positive("language_config", self, *sizes, "moe_layer_freq", "max_position_embeddings")
+        _check_positive("language_config", self, "rope_theta", "rms_norm_eps")
         if self.tie_word_embeddings:
             raise ValueError("language_config: tie_word_embeddings is used by no published model")
         if self.n_routed_experts is not None:
@@ -291,6 +294,7 @@ class DeepseekV2Config(_PublishedConfig):
     def _check_experts(self) -> None:
         _check_choice("language_config.topk_method", self.topk_method, TOPK_METHODS)
         _check_choice("language_config.scoring_func", self.scoring_func, SCORING_FUNCS)
+        _check_positive("language_config", self, "n_routed_experts", "moe_intermediate_size")
         experts, chosen = self.n_routed_experts, self.num_experts_per_tok
         if not chosen or chosen > experts:
             raise ValueError(
@@ -391,13 +395,17 @@ class DeepseekVLV2Config(_PublishedConfig):
         file = Path(path)
         file = file / CONFIG_NAME if file.is_dir() else file
         try:
-            return cls(**_as_object(CONFIG_NAME, json.loads(file.read_text(encoding="utf-8"))))
+            values = _as_object("the file", json.loads(file.read_text(encoding="utf-8")))
+            _check_types("", cls, values)
+            return cls(**values)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{file}: no such file; a checkpoint folder holds {CONFIG_NAME}"
             ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{file}: not valid JSON ({error})") from None
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from None
 
 
 def _as_part(name: str, value, part_class):
@@ -405,7 +413,20 @@ def _as_part(name: str, value, part_class):
         return value
     values = dict(_as_object(name, value or {}))
     values.pop("model_type", None)
+    _check_types(f"{name}.", part_class, values)
     return part_class(**values)
+
+
+def _check_types(prefix: str, part_class, values: dict) -> None:
+    """Refuse values of another type than the constructor's annotation; whole numbers will do for floats."""
+    for key, parameter in inspect.signature(part_class.__init__).parameters.items():
+        allowed = typing.get_args(parameter.annotation) or (parameter.annotation,)
+        if key not in values or not set(allowed) <= _PLAIN_TYPES:
+            continue
+        kind = type(values[key])
+        if kind not in allowed and not (kind is int and float in allowed):
+            names = " or ".join("null" if one is type(None) else one.__name__ for one in allowed)
+            raise ValueError(f"{prefix}{key} is {values[key]!r}; it must be of type {names}")
 
 
 def _as_object(name: str, value) -> dict:

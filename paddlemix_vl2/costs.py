@@ -1,9 +1,8 @@
 """What a model costs by arithmetic: floating-point operations and bytes, from its configuration alone.
 
 A multiplication with its addition counts as two operations. Norms, softmax, activations and rotations are
-left
-out: they are below 1 % of the operations of the published models. Benchmarks divide these figures by what the
-machine can do to get a floor.
+left out: they are below 1 % of the operations of the published models. Benchmarks divide these figures by
+what the machine can do to get a floor.
 """
 
 from paddlemix_vl2.configuration import DeepseekV2Config, DeepseekVLV2Config

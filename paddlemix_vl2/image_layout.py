@@ -6,8 +6,7 @@ of the published ``processing_deepseek_vl_v2.py`` and ``modeling_deepseek_vl_v2.
 
     global view   side rows of side features, each row closed by the newline vector
     separator     one vector
-    local tiles   side * height_tiles rows across all tiles of a row of tiles, each closed by the newline
-    vector
+    local tiles   side * height_tiles rows, each across a whole row of tiles and closed by the newline vector
 
 Pure numpy: the processor counts with it, the model gathers with it.
 """

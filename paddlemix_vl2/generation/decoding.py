@@ -68,6 +68,10 @@ def generate(
     model.eval()
     try:
         logits, cache = model.prefill(batch, prompt_length + max_new_tokens, chunk_size)
+        if not bool(paddle.isfinite(logits).all()):
+            raise ValueError(
+                "the model's logits are not finite: its weights are damaged, or too large for their dtype"
+            )
         return _decode(model, sampler, logits, cache, max_new_tokens, stops, streamer)
     finally:
         if was_training:

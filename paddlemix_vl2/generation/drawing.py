@@ -197,6 +197,22 @@ def picture_format(path: str | os.PathLike) -> str:
     return _FORMATS[extension]
 
 
+def check_output(path: str | os.PathLike) -> None:
+    """Say now what would prevent :func:`save_picture` later.
+
+    Raises:
+        ValueError: the extension is not known, the path is a folder, or no file can be made there.
+    """
+    picture_format(path)
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; name a file in it")
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        reason = "cannot be written to" if above.is_dir() else "is not a folder"
+        raise ValueError(f"{path}: cannot be made, as {above} {reason}")
+
+
 def save_picture(image: Image.Image, path: str | os.PathLike) -> None:
     """Write a picture in the format of its extension; folders on the way are made.
 

@@ -23,8 +23,8 @@ import paddle.nn.functional as F
 
 # Uniform numbers go to the device for so many steps at once; it does not change which numbers they are.
 _DRAWS_PER_COPY = 64
-# Below, logits divided by it leave float32; long before, sampling is the greedy choice.
-_LOWEST_TEMPERATURE = 1e-6
+# Below, float32 has no such number; long before, sampling is the greedy choice.
+_LOWEST_TEMPERATURE = 1e-37
 # On the CPU, top-p looks at so many of the most likely tokens before it sorts the whole vocabulary.
 _SHORT_LIST = 1024
 
@@ -57,7 +57,7 @@ class SamplingParameters:
 
     def __post_init__(self):
         is_warm = _is_positive(self.temperature) and self.temperature >= _LOWEST_TEMPERATURE
-        _check("temperature", self.temperature, is_warm, "a number above 0 (1e-6 or more)")
+        _check("temperature", self.temperature, is_warm, "a number above 0 (1e-37 or more)")
         _check("top_k", self.top_k, _is_natural(self.top_k), "a whole number, 0 (off) or more")
         in_range = _is_positive(self.top_p) and self.top_p <= 1
         _check("top_p", self.top_p, in_range, "a number above 0 and at most 1 (off)")

@@ -98,18 +98,15 @@ def test_all_kinds_together(biased_case, write_folder):
     weights["view_seperator"] = np.zeros(48, np.int64)
     expected = expected_tensors(biased_case.config)
     differences = find_differences(open_checkpoint(write_folder(weights)), expected, Layout.PUBLISHED)
-    assert differences.describe().splitlines() == [
-        "1 missing, 1 unexpected, 1 misshapen, 1 of a dtype that weights cannot have",
-        "  missing: image_newline",
-        "  unexpected: surplus",
-        f"  misshapen: {WIDE} is [48, 95], expected [48, 96]",
-        "  of a dtype that weights cannot have: view_seperator is I64, expected one of float32, bfloat16, "
-        "float16",
-    ]
+    assert differences.describe() == (
+        "1 missing: image_newline; 1 unexpected: surplus; "
+        f"1 misshapen: {WIDE} is [48, 95], expected [48, 96]; "
+        "1 of a wrong dtype: view_seperator is I64, expected one of float32, bfloat16, float16"
+    )
 
 
 def test_long_lists_are_shortened():
     names = [f"tensor{index:02d}" for index in range(25)]
     text = Differences(missing=names, unexpected=[], misshapen=[], wrong_dtype=[]).describe()
-    assert text.splitlines()[0] == "25 missing"
+    assert text.startswith("25 missing: tensor00") and "\n" not in text
     assert "tensor19 and 5 more" in text and "tensor20" not in text

@@ -126,7 +126,9 @@ def test_all_faults_in_one_error(biased_case, build_model, write_folder):
         load_checkpoint(model, biased_case.config, write_folder(weights))
     message = str(caught.value)
     for part in (
-        "the checkpoint does not fit the config: 2 missing, 1 unexpected, 1 misshapen",
+        "the checkpoint does not fit the config: 2 missing: ",
+        "1 unexpected: ",
+        "1 misshapen: ",
         "image_newline",
         "vision.norm.bias",
         "vision.norm.scale",

@@ -1,5 +1,6 @@
 """The command line without a real model: what reaches ``generate``, what goes where, how mistakes end."""
 
+import json
 import subprocess
 import sys
 import time
@@ -285,3 +286,31 @@ def test_help_is_instant_and_lists_the_flags(name):
     assert result.returncode == 0 and result.stderr == ""
     for flag in ("model_path", "question", "dtype", "max_new_tokens", "chunk_size", "device", "output"):
         assert f"--{flag}" in result.stdout
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_model_runs(run, fake_model, tmp_path):
+    (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "folder.png").mkdir()
+    for output, message in [
+        ("folder.png", "is a folder; name a file in it"),
+        ("file.txt/x.png", "is not a folder"),
+    ]:
+        flags = ["--image_file", SHAPES, "--question", "What?", "--output", tmp_path / output]
+        code, out, err = run("single_image_infer", *flags)
+        assert (code, out, len(err)) == (2, "", 1) and message in err[0]
+
+
+def test_processor_and_model_must_cut_tiles_alike(run, demo_checkpoint, tmp_path):
+    for file in demo_checkpoint.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    settings = json.loads((demo_checkpoint / "processor_config.json").read_text())
+    (tmp_path / "processor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({**settings, "downsample_ratio": 3}))
+    flags = ["--image_file", SHAPES, "--question", "What?"]
+    code, _, err = run("single_image_infer", *flags, model_path=tmp_path)
+    assert code == 2 and "makes 9 x 9 image tokens of a tile, config.json 14 x 14" in err[0]
+
+
+def test_an_empty_question(run):
+    code, _, err = run("single_image_infer", "--image_file", SHAPES, "--question", " ")
+    assert (code, err) == (2, ["error: --question is empty"])

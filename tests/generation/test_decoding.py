@@ -138,3 +138,12 @@ def test_too_long_is_refused_with_all_numbers():
 def test_values_out_of_range(key, value):
     with pytest.raises(ValueError, match=key):
         generate(ScriptedModel([[7]]), PROMPT[:1], do_sample=True, **{"max_new_tokens": 5, key: value})
+
+
+def test_damaged_weights_are_said():
+    class Damaged(ScriptedModel):
+        def logits(self, step):
+            return super().logits(step) * float("nan")
+
+    with pytest.raises(ValueError, match="logits are not finite"):
+        generate(Damaged([[7]]), PROMPT[:1], max_new_tokens=1)

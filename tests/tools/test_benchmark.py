@@ -37,6 +37,10 @@ def test_every_step_is_reported(benchmark, golden, monkeypatch, capsys):
 def test_mistakes_are_one_line(benchmark, golden, capsys):
     assert benchmark.main([str(golden / "nowhere"), *FLAGS]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    assert benchmark.main([str(golden / "mla_greedy"), *FLAGS, "--prompt-tokens", "5000"]) == 2
+    assert "5000 tokens" in capsys.readouterr().err
+    assert benchmark.main([str(golden / "mla_greedy"), *FLAGS, "--dtype", "bfloat16"]) == 2
+    assert "cannot multiply bfloat16" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         benchmark.main([str(golden / "mla_greedy"), "--tiles", "0"])
     assert "--tiles" in capsys.readouterr().err

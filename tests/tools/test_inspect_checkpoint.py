@@ -84,7 +84,7 @@ def test_differences_are_shown(inspect, changed):
 
     code, out, _ = inspect(changed("mha_greedy", change))
     assert code == 1
-    assert "1 missing, 1 unexpected" in out and "image_newline" in out and "surplus" in out
+    assert "1 missing: image_newline; 1 unexpected: surplus" in out
 
 
 def test_contradictory_layout(inspect, changed):
