@@ -46,8 +46,7 @@ class DeepseekVLV2Output(ModelOutput):
 
 
 class DeepseekVLV2ForCausalLM(PretrainedModel):
-    """The whole model. ``model(**batch)`` takes what the processor returns; ``model.generate(**batch)``
-    answers."""
+    """The whole model: ``model(**batch)`` takes what the processor returns, ``generate(**batch)`` answers."""
 
     config_class = DeepseekVLV2Config
     base_model_prefix = "language"
@@ -60,9 +59,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         self.projector = MlpProjector(config.projector_config)
         vector = nn.initializer.Normal(std=hidden**-0.5)
         self.image_newline = self.create_parameter([hidden], default_initializer=vector)
-        self.view_seperator = self.create_parameter(
-            [hidden], default_initializer=vector
-        )  # spelt so in checkpoints
+        # Spelt so in the published checkpoints.
+        self.view_seperator = self.create_parameter([hidden], default_initializer=vector)
         self.language = DeepseekV2ForCausalLM(config.language_config)
 
     def forward(
