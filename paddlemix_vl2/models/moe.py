@@ -114,16 +114,16 @@ class MoEGate(nn.Layer):
             scores = scores / (scores.sum(axis=-1, keepdim=True) + 1e-20)
         rows = batch if self.seq_aux else 1
         chosen = F.one_hot(experts.reshape([rows, -1]), self.num_experts).mean(axis=1)  # [rows, E]
-        return (
-            (chosen * self.num_experts * scores.reshape([rows, -1, self.num_experts]).mean(axis=1))
-            .sum(-1)
-            .mean()
-        )
+        mean_scores = scores.reshape([rows, -1, self.num_experts]).mean(axis=1)  # [rows, E]
+        return (chosen * self.num_experts * mean_scores).sum(axis=-1).mean()
 
 
 class AddAuxiliaryLoss(PyLayer):
     """Identity on ``hidden`` that gives ``loss`` a gradient of one: the balance loss is trained on without
-    being part of the reported loss (published ``AddAuxiliaryLoss``)."""
+    being part of the reported loss (published ``AddAuxiliaryLoss``).
+
+    As there, a factor on the reported loss (accumulation, loss scaling) does not reach the balance loss.
+    """
 
     @staticmethod
     def forward(ctx, hidden: paddle.Tensor, loss: paddle.Tensor) -> paddle.Tensor:
