@@ -2,6 +2,7 @@
 trying."""
 
 import ctypes
+import math
 import os
 import platform
 from pathlib import Path
@@ -77,17 +78,31 @@ def _users_threads(value: str | None) -> bool:
     return started_with.exists() and f"{_THREADS_VARIABLE}=".encode() in started_with.read_bytes()
 
 
-def physical_cores(cpuinfo: str | None = None) -> int:
-    """Cores that this process may run on, hyper-threads counted once.
+def physical_cores(cpuinfo: str | None = None, cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may use: hyper-threads counted once, and no more than a container's share.
 
     Args:
         cpuinfo: text of ``/proc/cpuinfo``; read from the system when absent.
+        cgroup: folder with the limits of this process's control group.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    fields = dict(line.split(":", 1) for line in (cpuinfo or _cpuinfo()).splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in fields.items()}
+    lines = (_cpuinfo() if cpuinfo is None else cpuinfo).splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     threads_per_core = int(fields.get("siblings", 1)) // int(fields.get("cpu cores", 1))
-    return max(1, usable // max(1, threads_per_core))
+    cores = usable // max(1, threads_per_core)
+    return max(1, min(cores, _container_share(cgroup) or cores))
+
+
+def _container_share(cgroup: Path) -> int | None:
+    """Processors' worth of time that the control group grants, rounded up; None without a limit."""
+    version_two, version_one = cgroup / "cpu.max", cgroup / "cpu" / "cpu.cfs_quota_us"
+    if version_two.exists():
+        quota, period = version_two.read_text().split()
+    elif version_one.exists():
+        quota, period = version_one.read_text(), version_one.with_name("cpu.cfs_period_us").read_text()
+    else:
+        return None
+    return None if quota.strip() in ("max", "-1") else math.ceil(int(quota) / int(period))
 
 
 def keep_freed_memory(threshold: int = 1 << 28) -> bool:

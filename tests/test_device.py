@@ -28,10 +28,24 @@ HYPERTHREADED = "processor : 0\nsiblings : 4\ncpu cores : 2\n\nprocessor : 1\nsi
 @pytest.mark.parametrize(
     ("cpuinfo", "usable", "expected"), [(HYPERTHREADED, 4, 2), ("", 4, 4), (HYPERTHREADED, 1, 1)]
 )
-def test_physical_cores(cpuinfo, usable, expected, monkeypatch):
+def test_physical_cores(cpuinfo, usable, expected, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
-    monkeypatch.setattr(device, "_cpuinfo", lambda: "")
-    assert device.physical_cores(cpuinfo) == expected
+    assert device.physical_cores(cpuinfo, cgroup=tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("150000", 2), ("50000", 1), ("9900000", 8), ("no limit", 8)]
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_container_gets_its_share(version, quota, expected, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    if version == 2:
+        (tmp_path / "cpu.max").write_text(f"{quota.replace('no limit', 'max')} 100000\n")
+    else:
+        (tmp_path / "cpu").mkdir()
+        (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota.replace("no limit", "-1") + "\n")
+        (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert device.physical_cores("", cgroup=tmp_path) == expected
 
 
 @pytest.mark.parametrize(("preset", "expected"), [({}, "all"), ({"OMP_NUM_THREADS": "1"}, "1")])
