@@ -1,4 +1,4 @@
-"""Key and value caches: preallocated for the whole answer and written in place.
+"""Key and value caches: allocated once for the whole answer, with the prompt in front, and written in place.
 
 A cache knows its own length as a Python number, so that no step has to ask the device for it.
 """
@@ -12,18 +12,19 @@ class LatentCache:
     """What MLA keeps of a layer: the normed latent and the rotated shared key, side by side.
 
     Attributes:
-        latents: [B, S, R + Dr], S being the capacity.
+        latents: [B, S, R + Dr], S being the capacity; None before the first write.
         absorbed: the two halves of ``kv_b_proj`` laid out for decode steps, set by the first one. They live
             here and not in the layer, so that they cannot outlast a change of the weights.
     """
 
-    def __init__(self, batch: int, capacity: int, config: DeepseekV2Config, dtype: str):
-        self.latents = paddle.zeros([batch, capacity, config.kv_lora_rank + config.qk_rope_head_dim], dtype)
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.latents: paddle.Tensor | None = None
         self.absorbed: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
     def write(self, start: int, latents: paddle.Tensor) -> None:
         """Store [B, T, R + Dr] at positions ``start`` to ``start + T``."""
-        self.latents[:, start : start + latents.shape[1]] = latents.detach()
+        self.latents = _store(self.latents, start, latents, axis=1, capacity=self.capacity)
 
     def read(self, length: int) -> paddle.Tensor:
         """The first ``length`` positions, [B, length, R + Dr]."""
@@ -31,23 +32,41 @@ class LatentCache:
 
 
 class KeyValueCache:
-    """What multi-head attention keeps of a layer: ``keys`` and ``values``, both [B, N, S, D]."""
+    """What multi-head attention keeps of a layer.
 
-    def __init__(self, batch: int, capacity: int, config: DeepseekV2Config, dtype: str):
-        heads = config.num_key_value_heads
-        shape = [batch, heads, capacity, config.hidden_size // config.num_attention_heads]
-        self.keys = paddle.zeros(shape, dtype)
-        self.values = paddle.zeros(shape, dtype)
+    Attributes:
+        keys, values: both [B, N, S, D], S being the capacity; None before the first write.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.keys: paddle.Tensor | None = None
+        self.values: paddle.Tensor | None = None
 
     def write(self, start: int, keys: paddle.Tensor, values: paddle.Tensor) -> None:
         """Store two [B, N, T, D] at positions ``start`` to ``start + T``."""
-        stop = start + keys.shape[2]
-        self.keys[:, :, start:stop] = keys.detach()
-        self.values[:, :, start:stop] = values.detach()
+        self.keys = _store(self.keys, start, keys, axis=2, capacity=self.capacity)
+        self.values = _store(self.values, start, values, axis=2, capacity=self.capacity)
 
     def read(self, length: int) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The first ``length`` positions of both, [B, N, length, D]."""
         return self.keys[:, :, :length], self.values[:, :, :length]
+
+
+def _store(buffer, start: int, new: paddle.Tensor, axis: int, capacity: int) -> paddle.Tensor:
+    """The buffer with ``new`` at positions ``start`` and on of ``axis``.
+
+    The first write makes the buffer, by a dense copy; a prompt written into a slice would be copied element
+    by element.
+    """
+    new = new.detach()
+    if start == 0:
+        rest = list(new.shape)
+        rest[axis] = capacity - rest[axis]
+        return paddle.concat([new, paddle.zeros(rest, new.dtype)], axis=axis)
+    index = (slice(None),) * axis + (slice(start, start + new.shape[axis]),)
+    buffer[index] = new
+    return buffer
 
 
 class ModelCache:
@@ -61,7 +80,7 @@ class ModelCache:
         padding: int64 [B, 1], padding positions in front of each prompt.
     """
 
-    def __init__(self, config: DeepseekV2Config, attention_mask: paddle.Tensor, capacity: int, dtype: str):
+    def __init__(self, config: DeepseekV2Config, attention_mask: paddle.Tensor, capacity: int):
         """``attention_mask`` is that of the whole prompt, [B, T].
 
         Raises:
@@ -71,7 +90,7 @@ class ModelCache:
         if capacity < self.prompt_length:
             raise ValueError(f"a cache of {capacity} positions cannot hold a prompt of {self.prompt_length}")
         layer_cache = LatentCache if config.use_mla else KeyValueCache
-        self.layers = [layer_cache(batch, capacity, config, dtype) for _ in range(config.num_hidden_layers)]
+        self.layers = [layer_cache(capacity) for _ in range(config.num_hidden_layers)]
         self.capacity = capacity
         self.length = 0
         seen = attention_mask.astype("bool")

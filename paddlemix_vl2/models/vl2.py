@@ -164,7 +164,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
     def new_cache(self, attention_mask: paddle.Tensor, capacity: int) -> ModelCache:
         """An empty cache for prompts with this mask [B, T] and up to ``capacity`` positions, answers
         included."""
-        return ModelCache(self.config.language_config, attention_mask, capacity, self.weight_dtype)
+        return ModelCache(self.config.language_config, attention_mask, capacity)
 
     @paddle.no_grad()
     def prefill(

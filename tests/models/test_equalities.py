@@ -83,7 +83,7 @@ def test_expanded_equals_absorbed_attention(q_lora_rank, language_config):
     attention, heads = DeepseekV2Attention(config, rotary), config.num_attention_heads
     hidden = paddle.randn([2, 9, config.hidden_size])
     mask = paddle.to_tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
-    cache = ModelCache(config, mask, capacity=12, dtype="float32")
+    cache = ModelCache(config, mask, capacity=12)
     positions = cache.next_positions(9)
     whole = attention(hidden, rotary.lookup(positions, 9, heads), Visibility(key_mask=mask.astype("bool")))
     first_eight = rotary.lookup(positions[:, :8], 8, heads)
@@ -117,7 +117,7 @@ def test_chunks_agree_under_dynamic_scaling(language_config):
     model = DeepseekV2Model(config)
     embeddings, mask = paddle.randn([1, 40, config.hidden_size]), paddle.ones([1, 40], "int64")
     whole = model(embeddings, positions_from_mask(mask)).hidden
-    cache = ModelCache(config, mask, capacity=40, dtype="float32")
+    cache = ModelCache(config, mask, capacity=40)
     chunks = [
         model(embeddings[:, first : first + 8], cache.next_positions(8), cache=cache).hidden
         for first in range(0, 40, 8)
