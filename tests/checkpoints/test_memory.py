@@ -88,9 +88,11 @@ def taken(tmp_path_factory) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_loading_takes_the_model_and_a_tensor(taken):
-    """Mapping the files instead of reading them would take half the model more, three times the tensor."""
+    """One tensor being read, and freed blocks of up to another that the C library keeps for reuse
+    (``device.keep_freed_memory``) and that vary from run to run. Mapping the files instead of reading them
+    would take half the model more, three times the tensor."""
     assert taken["model"] > 1.1e9
-    assert taken["loading"] < taken["model"] + taken["largest"], taken
+    assert taken["loading"] < taken["model"] + 2 * taken["largest"], taken
 
 
 @pytest.mark.slow
