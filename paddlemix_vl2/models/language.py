@@ -90,15 +90,16 @@ class DeepseekV2Model(nn.Layer):
             total_length = max(cache.length + length, cache.prompt_length)  # chunks agree on it
         visibility = cached_visibility(cache, length) if cache else visibility or Visibility()
         rotary = self.rotary.lookup(position_ids, total_length, self.num_heads)
-        hidden, states, routings = inputs_embeds, [inputs_embeds], []
+        hidden, states, routings = inputs_embeds, [], []
         for index, layer in enumerate(self.layers):
+            if output_hidden_states:  # kept only then: they are the memory of all layers
+                states.append(hidden)
             hidden, routing = layer(hidden, rotary, visibility, cache.layers[index] if cache else None)
-            states.append(hidden)
             routings.append(routing)
         hidden = self.norm(hidden)
         if cache:
             cache.length += length
-        states = (*states[:-1], hidden) if output_hidden_states else ()
+        states = (*states, hidden) if output_hidden_states else ()
         return LanguageOutput(hidden, states, tuple(r for r in routings if r is not None))
 
 

@@ -1,20 +1,13 @@
 """The benchmark runs on a small checkpoint and reports every step; its speeds are nobody's business here."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "tools" / "benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def benchmark(load_tool):
+    return load_tool("benchmark")
 
 
 FLAGS = ["--tiles", "1", "--prompt-tokens", "20", "--new-tokens", "3", "--repeats", "1", "--device", "cpu"]

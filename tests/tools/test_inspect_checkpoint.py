@@ -1,22 +1,17 @@
 """The tool counts what is there and tells by its exit code whether a config expects it so."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-TOOL = Path(__file__).parents[2] / "tools" / "inspect_checkpoint.py"
 WIDE = "projector.layers.0.weight"
 
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("inspect_checkpoint", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("inspect_checkpoint")
 
 
 @pytest.fixture

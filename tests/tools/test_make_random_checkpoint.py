@@ -1,7 +1,6 @@
 """The tool writes every tensor of a geometry, all different, of sane sizes, the same for the same seed."""
 
 import argparse
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -15,15 +14,10 @@ from paddlemix_vl2.checkpoints import expected_tensors
 from paddlemix_vl2.checkpoints.files import TensorSpec
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 
-TOOL = Path(__file__).parents[2] / "tools" / "make_random_checkpoint.py"
-
 
 @pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("make_random_checkpoint", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool):
+    return load_tool("make_random_checkpoint")
 
 
 @pytest.fixture
