@@ -190,12 +190,13 @@ def check_compute_dtype(dtype: str) -> None:
         )
 
 
-def tiles_per_pass() -> int:
-    """Tiles that go through the vision tower at once, which bounds its activations.
+def tiles_per_pass(patches: int) -> int:
+    """Tiles of so many patches that go through the vision tower at once, which bounds its activations.
 
-    On the CPU the products of two tiles are as fast as those of more, and their buffers stay small.
+    On the CPU the products of two published tiles (729 patches each) are as fast as those of more, and their
+    buffers stay small.
     """
-    return 16 if is_gpu() else 2
+    return max(1, (16 if is_gpu() else 2) * 729 // patches)
 
 
 def has_fused_attention() -> bool:

@@ -18,6 +18,8 @@ from paddlemix_vl2.models.precision import keeps_float32
 HIDDEN_SCORE = -1e30
 # Query rows whose scores exist at once on the CPU: bounds memory at N * 256 * S floats per sequence.
 QUERY_BLOCK = 256
+# Where samples share rows: scores of a whole batch up to so many floats (128 MB) are held at once on the CPU.
+WHOLE_SCORES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,18 @@ class Visibility:
             in the published code its attention is then even over the whole sequence.
         step_bias: for a decode step over the whole cache, float32 [capacity] or (with padding)
             [B, 1, 1, capacity]: 0 where a key is filled and not padding, else ``HIDDEN_SCORE``.
+        segments: int64 [B, S] where rows hold several samples: which one each position is of. A query sees
+            the earlier keys of its own sample.
+        bias: what ``segments`` hide, built once for all layers: float32 [B, 1, T, T] on a GPU; on the CPU
+            [B, N, T, T], since equal shapes are the fast path there, or None where that is too large.
     """
 
     start: int = 0
     key_mask: paddle.Tensor | None = None
     padded_rows: int = 0
     step_bias: paddle.Tensor | None = None
+    segments: paddle.Tensor | None = None
+    bias: paddle.Tensor | None = None
 
 
 def causal_attention(
@@ -74,24 +82,30 @@ def _blocked_attention(queries, keys, values, visibility, scale) -> paddle.Tenso
     sequences is slow on the CPU.
     """
     queries, keys, values = (heads_first(x) for x in (queries, keys, values))
-    if visibility.key_mask is None:
+    if visibility.bias is not None:
+        scores = paddle.matmul(queries, keys, transpose_y=True)
+        weights = biased_softmax(scores, visibility.bias, scale)
+        return heads_first(paddle.matmul(weights, values))
+    mask, segments = visibility.key_mask, visibility.segments
+    if mask is None and segments is None:
         return heads_first(_causal_blocks(queries, keys, values, visibility, scale))
-    rows = [
-        _causal_blocks(queries[row], keys[row], values[row], visibility, scale, visibility.key_mask[row])
-        for row in range(queries.shape[0])
-    ]
+    rows = []
+    for row in range(queries.shape[0]):
+        hidden = {"key_mask": None if mask is None else mask[row]}
+        hidden["segments"] = None if segments is None else segments[row]
+        rows.append(_causal_blocks(queries[row], keys[row], values[row], visibility, scale, **hidden))
     return heads_first(paddle.stack(rows))
 
 
-def _causal_blocks(queries, keys, values, visibility, scale, key_mask=None) -> paddle.Tensor:
-    """[..., N, T, D] and [..., N, S, D or Dv] -> [..., N, T, Dv]; ``key_mask`` is bool [S]."""
+def _causal_blocks(queries, keys, values, visibility, scale, key_mask=None, segments=None) -> paddle.Tensor:
+    """[..., N, T, D] and [..., N, S, D or Dv] -> [..., N, T, Dv]; ``key_mask`` bool and ``segments`` [S]."""
     blocks = []
     for first in range(0, queries.shape[-2], QUERY_BLOCK):
         block = queries[..., first : first + QUERY_BLOCK, :]
         position, rows = visibility.start + first, block.shape[-2]
         seen = keys.shape[-2] if first < visibility.padded_rows else position + rows
         scores = paddle.matmul(block, keys[..., :seen, :], transpose_y=True)
-        bias = causal_bias(position, rows, seen, key_mask)
+        bias = causal_bias(position, rows, seen, key_mask, segments)
         blocks.append(paddle.matmul(biased_softmax(scores, bias, scale), values[..., :seen, :]))
     return paddle.concat(blocks, axis=-2) if len(blocks) > 1 else blocks[0]
 
@@ -102,10 +116,12 @@ def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
     value_dim, missing = values.shape[-1], keys.shape[-1] - values.shape[-1]
     if missing:
         values = paddle.concat([values, paddle.zeros([*values.shape[:-1], missing], values.dtype)], axis=-1)
-    if visibility.start == 0 and visibility.key_mask is None:
+    if visibility.start == 0 and visibility.key_mask is None and visibility.bias is None:
         output = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
     else:
-        bias = causal_bias(visibility.start, queries.shape[1], keys.shape[1], visibility.key_mask)
+        bias = visibility.bias
+        if bias is None:
+            bias = causal_bias(visibility.start, queries.shape[1], keys.shape[1], visibility.key_mask)
         bias = bias if bias.ndim == 4 else bias.unsqueeze([0, 1])
         # HIDDEN_SCORE is -inf in float16, and so are its lowest number and a score together; half of it is
         # not.
@@ -116,11 +132,29 @@ def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
     return output[..., :value_dim]
 
 
-def causal_bias(position: int, rows: int, seen: int, key_mask: paddle.Tensor | None) -> paddle.Tensor:
+def segment_visibility(segments: paddle.Tensor, num_heads: int) -> Visibility:
+    """Rows of several samples each: ``segments`` [B, T], 0 on padding, 1, 2, ... for the samples."""
+    batch, length = segments.shape
+    if device.has_fused_attention():
+        return Visibility(segments=segments, bias=causal_bias(0, length, length, None, segments))
+    if batch * num_heads * length**2 > WHOLE_SCORES:
+        return Visibility(segments=segments)
+    bias = causal_bias(0, length, length, None, segments)
+    return Visibility(segments=segments, bias=bias.expand([-1, num_heads, -1, -1]))
+
+
+def causal_bias(
+    position: int,
+    rows: int,
+    seen: int,
+    key_mask: paddle.Tensor | None,
+    segments: paddle.Tensor | None = None,
+) -> paddle.Tensor:
     """0 where query ``position + row`` may see the key, else ``HIDDEN_SCORE``.
 
     Args:
         key_mask: bool [S] of one sequence, bool [B, S] of several, or None without padding.
+        segments: [S] or [B, S], the sample of each position; other samples' keys are hidden.
 
     Returns:
         float32 [rows, seen], or [B, 1, rows, seen] for several sequences.
@@ -130,6 +164,10 @@ def causal_bias(position: int, rows: int, seen: int, key_mask: paddle.Tensor | N
     if key_mask is not None:
         seen_keys = key_mask[..., :seen]
         visible = visible & (seen_keys if key_mask.ndim == 1 else seen_keys.unsqueeze([1, 2]))
+    if segments is not None:
+        asking, asked = segments[..., position : position + rows].unsqueeze(-1), segments[..., :seen]
+        same = asking == asked.unsqueeze(-2)
+        visible = visible & (same if segments.ndim == 1 else same.unsqueeze(1))
     return (~visible).astype("float32") * HIDDEN_SCORE
 
 

@@ -133,3 +133,12 @@ def mask_visibility(attention_mask: paddle.Tensor) -> Visibility:
 def positions_from_mask(attention_mask: paddle.Tensor) -> paddle.Tensor:
     """Position ids that skip left padding: int [B, T] of ones and zeros -> int64 [B, T]."""
     return (attention_mask.astype("int64").cumsum(axis=1) - 1).clip(min=0)
+
+
+def segment_positions(segment_ids: paddle.Tensor) -> paddle.Tensor:
+    """Position ids that begin anew with every sample of a row: int [B, T] -> int64 [B, T]."""
+    index = paddle.arange(segment_ids.shape[1]).expand(segment_ids.shape)
+    changes = segment_ids[:, 1:] != segment_ids[:, :-1]
+    begins = paddle.concat([paddle.ones([segment_ids.shape[0], 1], "bool"), changes], axis=1)
+    first = paddle.cummax(paddle.where(begins, index, paddle.zeros_like(index)), axis=1)[0]
+    return index - first

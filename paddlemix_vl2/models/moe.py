@@ -1,6 +1,6 @@
-"""Mixture of experts: routing, the sorted path through the experts, and the gradient of the balance loss.
+"""Mixture of experts: routing, and the sorted path through the experts.
 
-Source: published ``MoEGate``, ``DeepseekV2MoE`` and ``AddAuxiliaryLoss``; DeepSeekMoE (arXiv 2401.06066),
+Source: published ``MoEGate`` and ``DeepseekV2MoE``; DeepSeekMoE (arXiv 2401.06066),
 DeepSeek-V2 (arXiv 2405.04434, section 2.2), loss-free balancing (arXiv 2408.15664).
 """
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from paddle.autograd import PyLayer
 
 from paddlemix_vl2.configuration import DeepseekV2Config
 from paddlemix_vl2.models.layers import DeepseekV2MLP
@@ -24,13 +23,13 @@ class Routing:
         experts: int64 [M, K], the chosen experts of each token.
         weights: float32 [M, K], their weights, with gradient.
         load: int64 [E], tokens that chose each expert.
-        aux_loss: float32 scalar, the balance loss times its weight; None outside training or with weight 0.
+        scores: float32 [M, E], the gate's score of every expert, with gradient: what balance losses level.
     """
 
     experts: paddle.Tensor
     weights: paddle.Tensor
     load: paddle.Tensor
-    aux_loss: paddle.Tensor | None = None
+    scores: paddle.Tensor
 
 
 class MoEGate(nn.Layer):
@@ -52,8 +51,6 @@ class MoEGate(nn.Layer):
         self.kept_groups = config.topk_group or 1
         self.normalize = config.norm_topk_prob and self.top_k > 1
         self.scaling_factor = config.routed_scaling_factor
-        self.aux_loss_alpha = config.aux_loss_alpha
-        self.seq_aux = config.seq_aux
         self.weight = self.create_parameter([self.num_experts, config.hidden_size])  # [E, H], as published
         if self.topk_method == "noaux_tc":
             self.e_score_correction_bias = self.create_parameter(
@@ -72,10 +69,7 @@ class MoEGate(nn.Layer):
         if self.normalize:
             weights = weights / (weights.sum(axis=-1, keepdim=True) + 1e-20)
         load = paddle.bincount(experts.flatten(), minlength=self.num_experts)
-        aux_loss = None
-        if self.training and self.aux_loss_alpha > 0:
-            aux_loss = self.aux_loss_alpha * self._balance_loss(scores, experts, batch=hidden.shape[0])
-        return Routing(experts, weights * self.scaling_factor, load, aux_loss)
+        return Routing(experts, weights * self.scaling_factor, load, scores)
 
     def _apply(self, func, device, dtype, blocking, include_sublayers=True):
         """What ``Layer.to`` does to this layer, except that the correction bias keeps its float32: its steps
@@ -105,35 +99,6 @@ class MoEGate(nn.Layer):
         mask = F.one_hot(kept, self.num_groups).sum(axis=1).unsqueeze(-1)  # [M, groups, 1]
         return paddle.where(mask > 0, grouped, paddle.full_like(grouped, -float("inf"))).flatten(start_axis=1)
 
-    def _balance_loss(self, scores: paddle.Tensor, experts: paddle.Tensor, batch: int) -> paddle.Tensor:
-        """sum_e f_e * P_e with f the share of tokens times E and P the mean score, per sequence
-        (``seq_aux``) or over the whole batch (arXiv 2401.06066, eq. 12 to 14). Sigmoid scores are normalised
-        over the experts first (DeepSeek-V3, arXiv 2412.19437, eq. 18), or the loss would push every score
-        down instead of levelling them."""
-        if self.scoring_func == "sigmoid":
-            scores = scores / (scores.sum(axis=-1, keepdim=True) + 1e-20)
-        rows = batch if self.seq_aux else 1
-        chosen = F.one_hot(experts.reshape([rows, -1]), self.num_experts).mean(axis=1)  # [rows, E]
-        mean_scores = scores.reshape([rows, -1, self.num_experts]).mean(axis=1)  # [rows, E]
-        return (chosen * self.num_experts * mean_scores).sum(axis=-1).mean()
-
-
-class AddAuxiliaryLoss(PyLayer):
-    """Identity on ``hidden`` that gives ``loss`` a gradient of one: the balance loss is trained on without
-    being part of the reported loss (published ``AddAuxiliaryLoss``).
-
-    As there, a factor on the reported loss (accumulation, loss scaling) does not reach the balance loss.
-    """
-
-    @staticmethod
-    def forward(ctx, hidden: paddle.Tensor, loss: paddle.Tensor) -> paddle.Tensor:
-        ctx.loss_shape, ctx.loss_dtype = loss.shape, loss.dtype
-        return hidden.clone()
-
-    @staticmethod
-    def backward(ctx, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
-        return grad, paddle.ones(ctx.loss_shape, ctx.loss_dtype)
-
 
 class DeepseekV2MoE(nn.Layer):
     """Routed experts, weighted and added to the shared experts; one path for training and inference.
@@ -156,8 +121,6 @@ class DeepseekV2MoE(nn.Layer):
         """[B, T, H] -> [B, T, H] and the routing."""
         routing = self.gate(hidden)
         output = self._run_experts(hidden.flatten(stop_axis=1), routing).reshape(hidden.shape)
-        if routing.aux_loss is not None and not routing.aux_loss.stop_gradient:
-            output = AddAuxiliaryLoss.apply(output, routing.aux_loss)
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden)
         return output, routing
@@ -167,11 +130,10 @@ class DeepseekV2MoE(nn.Layer):
         num_tokens, top_k = routing.experts.shape
         order = routing.experts.flatten().argsort(stable=True)  # pairs sorted by expert, [M * K]
         sorted_tokens = paddle.gather(tokens, order // top_k)
-        outputs, first = [], 0
-        for expert, count in enumerate(routing.load.tolist()):
-            if count:
-                outputs.append(self.experts[expert](sorted_tokens[first : first + count]))
-                first += count
+        loads = [(expert, count) for expert, count in enumerate(routing.load.tolist()) if count]
+        # One split: the gradient of a slice is as large as the whole, one per expert.
+        slices = paddle.split(sorted_tokens, [count for _, count in loads])
+        outputs = [self.experts[expert](part) for (expert, _), part in zip(loads, slices, strict=True)]
         sorted_outputs = paddle.concat(outputs) if len(outputs) > 1 else outputs[0]
         pairs = paddle.gather(sorted_outputs, order.argsort()).reshape([num_tokens, top_k, -1])
         return _weighted_sum(routing.weights, pairs).astype(tokens.dtype)

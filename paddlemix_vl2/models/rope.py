@@ -120,7 +120,7 @@ def rotate(x: paddle.Tensor, rotary: tuple[paddle.Tensor, paddle.Tensor], interl
         pairs = paddle.einsum("btndc->cbtnd", wide.reshape([*x.shape[:-1], half, 2]))
     else:
         pairs = paddle.einsum("btncd->cbtnd", wide.reshape([*x.shape[:-1], 2, half]))
-    first, second = pairs[0], pairs[1]
+    first, second = paddle.unbind(pairs)
     turned = paddle.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
 

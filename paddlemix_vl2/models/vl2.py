@@ -20,9 +20,21 @@ from paddlenlp.transformers.model_outputs import ModelOutput
 from paddlemix_vl2 import checkpoints, device, hub
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.generation import decoding
+from paddlemix_vl2.models.balance import (
+    AddAuxiliaryLoss,
+    expert_balance_loss,
+    number_segments,
+    sequence_balance_loss,
+)
 from paddlemix_vl2.models.cache import ModelCache
+from paddlemix_vl2.models.dot_product import segment_visibility
 from paddlemix_vl2.models.fusion import place_image_tokens, plan_fusion
-from paddlemix_vl2.models.language import DeepseekV2ForCausalLM, mask_visibility, positions_from_mask
+from paddlemix_vl2.models.language import (
+    DeepseekV2ForCausalLM,
+    mask_visibility,
+    positions_from_mask,
+    segment_positions,
+)
 from paddlemix_vl2.models.loss import next_token_loss
 from paddlemix_vl2.models.projector import MlpProjector
 from paddlemix_vl2.models.vision import VisionTransformer
@@ -31,7 +43,9 @@ from paddlemix_vl2.models.vision import VisionTransformer
 @dataclass
 class DeepseekVLV2Output(ModelOutput):
     """Attributes:
-    loss: float32 scalar where labels were given.
+    loss: float32 scalar where labels were given: the next-token loss. In training its gradient is that of
+        ``loss + aux_loss``.
+    aux_loss: float32 scalar in training with labels: the balance losses of all layers times their weight.
     logits: [B, T, V]; None in training with labels, where they are never built as a whole.
     past_key_values: the cache that was passed in, now longer.
     hidden_states: embeddings, each layer's output, the last after the final norm, each [B, T, H].
@@ -43,6 +57,7 @@ class DeepseekVLV2Output(ModelOutput):
     past_key_values: ModelCache | None = None
     hidden_states: tuple[paddle.Tensor, ...] | None = None
     routings: tuple | None = None
+    aux_loss: paddle.Tensor | None = None
 
 
 class DeepseekVLV2ForCausalLM(PretrainedModel):
@@ -53,7 +68,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
 
     def __init__(self, config: DeepseekVLV2Config):
         super().__init__(config)
-        self.max_tiles_per_pass = device.tiles_per_pass()
+        self.max_tiles_per_pass = device.tiles_per_pass(config.vision_config.patches_per_side**2)
         hidden = config.language_config.hidden_size
         self.vision = VisionTransformer(config.vision_config)
         self.projector = MlpProjector(config.projector_config)
@@ -71,6 +86,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         images_seq_mask: paddle.Tensor | None = None,
         images_spatial_crop: paddle.Tensor | None = None,
         labels: paddle.Tensor | None = None,
+        segment_ids: paddle.Tensor | None = None,
         inputs_embeds: paddle.Tensor | None = None,
         position_ids: paddle.Tensor | None = None,
         past_key_values: ModelCache | None = None,
@@ -86,6 +102,9 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             images_seq_mask: bool [B, T], True on image tokens.
             images_spatial_crop: int64 [B, max_images, 2], width and height in tiles.
             labels: int64 [B, T], not shifted, -100 where nothing is supervised.
+            segment_ids: int64 [B, T] instead of ``attention_mask``, for rows of several samples: 0 on
+                padding, 1, 2, ... for a row's samples, none of which sees another. The balance loss is then
+                one per sample and leaves padding out.
             inputs_embeds: [B, T, H] instead of ids and images.
             position_ids: int64 [B, T]; from the mask where absent.
             past_key_values: from :meth:`new_cache`; the call continues behind its filled part.
@@ -103,6 +122,9 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         if past_key_values is not None:
             past_key_values.check_mask(attention_mask)
             visibility, positions = None, past_key_values.next_positions(inputs_embeds.shape[1])
+        elif segment_ids is not None:
+            visibility = segment_visibility(segment_ids, self.language.model.num_heads)
+            positions = segment_positions(segment_ids)
         else:
             if attention_mask is None:
                 attention_mask = paddle.ones(inputs_embeds.shape[:2], "int64")
@@ -115,15 +137,32 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             output_hidden_states=output_hidden_states,
         )
         head = self.language.lm_head
-        loss = None if labels is None else next_token_loss(output.hidden, labels, head)
+        loss, aux_loss = None, None
+        if labels is not None:
+            loss = next_token_loss(output.hidden, labels, head)
+            aux_loss = self._balance_loss(output.routings, segment_ids, labels.shape)
+            if aux_loss is not None and not aux_loss.stop_gradient:
+                loss = AddAuxiliaryLoss.apply(loss, aux_loss)
         result = DeepseekVLV2Output(
             loss=loss,
             logits=None if self.training and labels is not None else head(output.hidden),
             past_key_values=past_key_values,
             hidden_states=output.hidden_states or None,
             routings=output.routings or None,
+            aux_loss=aux_loss,
         )
         return result if return_dict else result.to_tuple()
+
+    def _balance_loss(self, routings, segment_ids, shape) -> paddle.Tensor | None:
+        """``aux_loss_alpha`` times the balance losses of all layers; None where none is trained on. Without
+        segment ids every position of a row counts, as in the published code."""
+        config = self.config.language_config
+        if not (self.training and routings and config.aux_loss_alpha > 0):
+            return None
+        segments = number_segments(paddle.ones(shape, "int64") if segment_ids is None else segment_ids)
+        balance_loss = sequence_balance_loss if config.seq_aux else expert_balance_loss
+        losses = [balance_loss(routing.scores, routing.experts, segments) for routing in routings]
+        return config.aux_loss_alpha * paddle.add_n(losses)
 
     def prepare_inputs_embeds(
         self,
