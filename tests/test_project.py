@@ -29,7 +29,10 @@ MAY_IMPORT = {
     "processing": SHARED,
     "checkpoints": SHARED,
     "generation": SHARED,
+    "demo": {"configuration", "image_layout", "processing", "generation"},
+    "data": {"configuration", "image_layout", "processing", "demo"},
     "models": SHARED | {"checkpoints", "generation"},
+    "training": SHARED | {"checkpoints", "data", "models", "processing"},
     "__init__": {"device"},
 }
 

@@ -62,14 +62,14 @@ def pad_samples(samples: Sequence[Sample], pad_id: int, ignore_id: int) -> dict[
             "a batch is of one kind"
         )
     batch = {
-        "input_ids": _pad_left([sample.input_ids for sample in samples], pad_id),
-        "attention_mask": _pad_left([np.ones_like(sample.input_ids) for sample in samples], 0),
-        "images": _pad_right([sample.images for sample in samples]),
-        "images_seq_mask": _pad_left([sample.images_seq_mask for sample in samples], False),
-        "images_spatial_crop": _pad_right([sample.images_spatial_crop for sample in samples]),
+        "input_ids": pad_left([sample.input_ids for sample in samples], pad_id),
+        "attention_mask": pad_left([np.ones_like(sample.input_ids) for sample in samples], 0),
+        "images": pad_right([sample.images for sample in samples]),
+        "images_seq_mask": pad_left([sample.images_seq_mask for sample in samples], False),
+        "images_spatial_crop": pad_right([sample.images_spatial_crop for sample in samples]),
     }
     if not modes[0]:
-        labels = _pad_left([sample.labels[1:] for sample in samples], ignore_id)
+        labels = pad_left([sample.labels[1:] for sample in samples], ignore_id)
         batch["labels"] = np.pad(labels, [(0, 0), (1, 0)], constant_values=ignore_id)
     return batch
 
@@ -82,7 +82,8 @@ def to_paddle(batch: dict[str, np.ndarray]) -> dict:
     return {name: paddle.to_tensor(array) for name, array in batch.items()}
 
 
-def _pad_left(rows: list[np.ndarray], value) -> np.ndarray:
+def pad_left(rows: Sequence[np.ndarray], value) -> np.ndarray:
+    """[t_i] each -> [B, longest t], ``value`` in front."""
     longest = max(len(row) for row in rows)
     padded = np.full((len(rows), longest), value, dtype=rows[0].dtype)
     for target, row in zip(padded, rows, strict=True):
@@ -90,9 +91,9 @@ def _pad_left(rows: list[np.ndarray], value) -> np.ndarray:
     return padded
 
 
-def _pad_right(blocks: list[np.ndarray]) -> np.ndarray:
-    """[n_i, ...] each -> [B, max n, ...], zeros behind."""
-    longest = max(len(block) for block in blocks)
+def pad_right(blocks: Sequence[np.ndarray], at_least: int = 0) -> np.ndarray:
+    """[n_i, ...] each -> [B, n, ...], n the largest n_i or ``at_least`` if that is more; zeros behind."""
+    longest = max(at_least, *(len(block) for block in blocks))
     padded = np.zeros((len(blocks), longest, *blocks[0].shape[1:]), dtype=blocks[0].dtype)
     for target, block in zip(padded, blocks, strict=True):
         target[: len(block)] = block

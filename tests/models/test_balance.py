@@ -54,7 +54,7 @@ def test_sigmoid_scores_count_in_proportion():
 
 
 def test_device_balance_by_hand():
-    """Experts 0 and 1 are on device 0: 5 of 8 choices. f = counts * E / (K M); f' its mean over the device."""
+    """Experts 0 and 1 are on device 0: 5 of 8 choices. f = counts * E / (K M), f' its mean per device."""
     shares = 4 / 8 * np.array([5, 3]) / 2
     expected = shares @ SCORES.mean(axis=0).reshape([2, 2]).sum(axis=1)
     assert float(device_balance_loss(*tensors([0, 0, 1, 1]), num_devices=2)) == pytest.approx(expected)

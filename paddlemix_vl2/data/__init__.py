@@ -1,0 +1,39 @@
+"""From data files to batches for training.
+
+record       one sample as it was read, and the error of a sample that cannot be used
+files        where in a JSONL file or a JSON array each sample stands
+formats      one entry of a file -> messages or text, checked
+sources      a described source -> ``source[i]``
+mixture      number of a draw -> which sample of which source
+preparation  record -> sample for the model, no longer than allowed
+packing      samples -> rows -> one padded batch of numpy arrays
+workers      the processes that read pictures and tokenise
+loader       all of it behind ``BatchLoader``
+fingerprint  what a checkpoint keeps of its data
+
+Nothing here computes with Paddle: batches are numpy arrays.
+"""
+
+from paddlemix_vl2.data.fingerprint import check_fingerprint, data_fingerprint
+from paddlemix_vl2.data.loader import BatchLoader, BatchMeta
+from paddlemix_vl2.data.mixture import Mixture
+from paddlemix_vl2.data.packing import collate, pack_next_fit
+from paddlemix_vl2.data.preparation import prepare
+from paddlemix_vl2.data.record import BrokenSample, Record, TooLong
+from paddlemix_vl2.data.sources import SourceSpec, open_source
+
+__all__ = [
+    "BatchLoader",
+    "BatchMeta",
+    "BrokenSample",
+    "Mixture",
+    "Record",
+    "SourceSpec",
+    "TooLong",
+    "check_fingerprint",
+    "collate",
+    "data_fingerprint",
+    "open_source",
+    "pack_next_fit",
+    "prepare",
+]

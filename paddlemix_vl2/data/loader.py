@@ -1,0 +1,216 @@
+"""``BatchLoader``: sources and a mixture in, micro-batches of numpy arrays out, without end.
+
+::
+
+    draw numbers of this rank --mixture--> draws --reader--> samples (broken ones left out)
+    samples --rows--> rows of one or of many samples --collate--> micro-batches
+"""
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from paddlemix_vl2.data.mixture import Mixture
+from paddlemix_vl2.data.packing import collate, count_supervised, pack_next_fit, sample_length
+from paddlemix_vl2.data.preparation import check_too_long
+from paddlemix_vl2.data.record import BrokenSample
+from paddlemix_vl2.data.sources import Source
+from paddlemix_vl2.data.workers import Draw, InlineReader, WorkerReader
+from paddlemix_vl2.processing.batching import Sample
+from paddlemix_vl2.processing.processor import DeepseekVLV2Processor
+
+logger = logging.getLogger(__name__)
+
+# So many unusable samples one after the other are no accident: a folder is missing or a limit is wrong.
+MOST_BROKEN_IN_A_ROW = 100
+# Draws of a step that are read ahead at most, whatever the size of the step: a picture may take 18 MB.
+_MOST_AHEAD = 64
+
+
+class BatchMeta(NamedTuple):
+    """What a micro-batch is made of.
+
+    Attributes:
+        next_index: the first draw that this rank has not used; a new loader goes on from it.
+        num_tokens: tokens without padding.
+        num_supervised: labels that are learned.
+        step_supervised: the same of all micro-batches of the optimizer step.
+        samples_per_source: in this micro-batch, in the order of the sources.
+        num_broken: samples left out by this loader so far.
+    """
+
+    next_index: int
+    num_tokens: int
+    num_supervised: int
+    step_supervised: int
+    samples_per_source: tuple[int, ...]
+    num_broken: int
+
+
+class _Drawn(NamedTuple):
+    draw: Draw
+    sample: Sample
+
+
+class _MicroBatch(NamedTuple):
+    rows: list[list[_Drawn]]
+    next_index: int
+    num_supervised: int
+    num_broken: int
+
+
+class BatchLoader:
+    """Endless iterator over ``(batch, meta)``: arrays of :func:`~.packing.collate`, and :class:`BatchMeta`.
+
+    Rank r of R uses the draws r, r + R, ...: without packing, R ranks of B rows see together what one process
+    of R * B rows sees. The same arguments give the same batches, whatever ``num_workers`` is.
+
+    Args:
+        sources: opened sources.
+        mixture: over their lengths.
+        processor: with ``mask_prompt`` as the training wants it.
+        batch_size: rows of a micro-batch.
+        sequence_length: tokens that a row, and so a sample, may have.
+        packing: whether rows hold as many samples as fit, or one.
+        too_long: "refuse" (the sample counts as broken) or "shorten".
+        num_workers: processes that read pictures and tokenise; 0 for this one.
+        start: the draw to begin with: 0, or ``next_index`` of this rank's last micro-batch of a step. Rank
+            0's does for all ranks only where nothing was packed and nothing broken.
+        rank, world_size: this process among those that train together.
+        accumulation: micro-batches of an optimizer step; they are formed together.
+
+    Raises:
+        ValueError: an argument is out of range; while iterating, 100 samples in a row cannot be used.
+        RuntimeError: while iterating, reading failed by a fault of the program.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        mixture: Mixture,
+        processor: DeepseekVLV2Processor,
+        *,
+        batch_size: int,
+        sequence_length: int,
+        packing: bool = False,
+        too_long: str = "refuse",
+        num_workers: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+    ):
+        _check_least(1, batch_size=batch_size, sequence_length=sequence_length, accumulation=accumulation)
+        _check_least(0, num_workers=num_workers, start=start)
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; with world_size {world_size} it must be 0 to {world_size - 1}")
+        if mixture.lengths != (lengths := [len(source) for source in sources]):
+            raise ValueError(f"the mixture is over lengths {mixture.lengths}; the sources have {lengths}")
+        check_too_long(too_long)
+        self._sources, self._mixture = list(sources), mixture
+        self._batch_size, self._accumulation = batch_size, accumulation
+        self._sequence_length, self._packing = sequence_length, packing
+        self._world_size = world_size
+        # The first draw of this rank that is not before start.
+        self._start = start + (rank - start) % world_size
+        self._next_index = self._start
+        self._pad_id, self._ignore_id = processor.tokenizer.pad_token_id, processor.ignore_id
+        self._broken: set[tuple[int, int]] = set()
+        self._num_broken = 0
+        self._reader = InlineReader(self._sources, processor, sequence_length, too_long)
+        if num_workers:
+            ahead = 2 * num_workers + min(batch_size * accumulation, _MOST_AHEAD)
+            self._reader = WorkerReader(self._reader, num_workers, ahead)
+        self._batches = self._make_batches()
+
+    def __iter__(self) -> "BatchLoader":
+        return self
+
+    def __next__(self) -> tuple[dict[str, np.ndarray], BatchMeta]:
+        return next(self._batches)
+
+    def __enter__(self) -> "BatchLoader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes that read; the loader gives no more batches."""
+        self._batches.close()
+        self._reader.close()
+
+    def _make_batches(self) -> Iterator[tuple[dict[str, np.ndarray], BatchMeta]]:
+        rows = self._make_rows()
+        while True:
+            step = [self._take(rows) for _ in range(self._accumulation)]
+            step_supervised = sum(micro_batch.num_supervised for micro_batch in step)
+            for micro_batch in step:
+                samples = [[drawn.sample for drawn in row] for row in micro_batch.rows]
+                yield (
+                    collate(samples, self._pad_id, self._ignore_id),
+                    self._describe(micro_batch, step_supervised),
+                )
+
+    def _take(self, rows: Iterator[list[_Drawn]]) -> _MicroBatch:
+        taken = list(itertools.islice(rows, self._batch_size))
+        samples = [drawn.sample for row in taken for drawn in row]
+        num_supervised = sum(count_supervised(sample, self._ignore_id) for sample in samples)
+        return _MicroBatch(taken, self._next_index, num_supervised, self._num_broken)
+
+    def _describe(self, micro_batch: _MicroBatch, step_supervised: int) -> BatchMeta:
+        drawn = [one for row in micro_batch.rows for one in row]
+        counts = np.bincount([one.draw.source for one in drawn], minlength=len(self._sources))
+        return BatchMeta(
+            next_index=micro_batch.next_index,
+            num_tokens=sum(sample_length(one.sample) for one in drawn),
+            num_supervised=micro_batch.num_supervised,
+            step_supervised=step_supervised,
+            samples_per_source=tuple(counts.tolist()),
+            num_broken=micro_batch.num_broken,
+        )
+
+    def _make_rows(self) -> Iterator[list[_Drawn]]:
+        """Rows; after each, ``_next_index`` is the first draw that is in none of them."""
+        if not self._packing:
+            for drawn in self._read_samples():
+                self._next_index = drawn.draw.number + self._world_size
+                yield [drawn]
+        yield from pack_next_fit(
+            self._note_last(), self._sequence_length, lambda drawn: sample_length(drawn.sample)
+        )
+
+    def _note_last(self) -> Iterator[_Drawn]:
+        """Packing takes one sample more than the row holds: the first of the next row."""
+        for drawn in self._read_samples():
+            self._next_index = drawn.draw.number
+            yield drawn
+
+    def _read_samples(self) -> Iterator[_Drawn]:
+        """The samples of this rank's draws in order, without those that cannot be used."""
+        in_a_row = 0
+        numbers = itertools.count(self._start, self._world_size)
+        for draw, result in self._reader.read(Draw(number, *self._mixture[number]) for number in numbers):
+            if not isinstance(result, BrokenSample):
+                in_a_row = 0
+                yield _Drawn(draw, result)
+                continue
+            in_a_row += 1
+            self._note_broken(draw, result)
+            if in_a_row == MOST_BROKEN_IN_A_ROW:
+                raise ValueError(f"{in_a_row} samples in a row cannot be used; the last one: {result}")
+
+    def _note_broken(self, draw: Draw, broken: BrokenSample) -> None:
+        self._num_broken += 1
+        if (draw.source, draw.item) not in self._broken:
+            self._broken.add((draw.source, draw.item))
+            logger.warning("left out: %s", broken)
+
+
+def _check_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name} is {value}; it must be at least {least}")

@@ -1,0 +1,149 @@
+"""Reading samples in this process or in others, always in the order asked for."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import parent_process
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import NamedTuple
+
+from paddlemix_vl2.data.preparation import prepare_item
+from paddlemix_vl2.data.record import BrokenSample
+from paddlemix_vl2.data.sources import Source
+from paddlemix_vl2.processing.batching import Sample
+from paddlemix_vl2.processing.processor import DeepseekVLV2Processor
+
+_THREADS_VARIABLE = "OMP_NUM_THREADS"
+
+
+class Draw(NamedTuple):
+    """One draw of the mixture: its number, the source and the sample in the source."""
+
+    number: int
+    source: int
+    item: int
+
+
+@dataclasses.dataclass(frozen=True)
+class InlineReader:
+    """Reads in this process.
+
+    Attributes:
+        sources, processor: what draws are read with.
+        max_length, too_long: as in :func:`~paddlemix_vl2.data.preparation.prepare`.
+    """
+
+    sources: Sequence[Source]
+    processor: DeepseekVLV2Processor
+    max_length: int
+    too_long: str
+
+    def read(self, draws: Iterator[Draw]) -> Iterator[tuple[Draw, Sample | BrokenSample]]:
+        """Each draw with its sample, or with the reason why there is none."""
+        return ((draw, self.read_one(draw)) for draw in draws)
+
+    def read_one(self, draw: Draw) -> Sample | BrokenSample:
+        """The sample of one draw; one without pictures also without its blank view."""
+        source = self.sources[draw.source]
+        try:
+            sample = prepare_item(source, draw.item, self.processor, self.max_length, self.too_long)
+        except BrokenSample as broken:
+            return broken
+        # Most of the bytes of a text sample, and nothing reads them: they would cross to another process.
+        return sample if sample.num_image_tokens else dataclasses.replace(sample, images=sample.images[:0])
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class WorkerReader:
+    """Reads in ``num_workers`` other processes, a bounded number of draws ahead.
+
+    The processes are started afresh (spawn): a copy of a process in which Paddle has threads may hang. A
+    script that makes one therefore needs ``if __name__ == "__main__":``. Each has one thread for numpy. They
+    end with :meth:`close` and with this process, also when it is killed.
+
+    Args:
+        reader: what every process reads with; it is sent there once.
+        ahead: draws that may be under way or waiting.
+    """
+
+    def __init__(self, reader: InlineReader, num_workers: int, ahead: int):
+        self._reader = reader
+        self._ahead = ahead
+        self._pool = ProcessPoolExecutor(num_workers, _WorkerContext(), _start_worker, (reader,))
+
+    def read(self, draws: Iterator[Draw]) -> Iterator[tuple[Draw, Sample | BrokenSample]]:
+        """Each draw, which are without end, with its sample or the reason why there is none.
+
+        Raises:
+            RuntimeError: reading failed by a fault of the program, or a process has ended.
+        """
+        waiting = deque()
+        for draw in draws:
+            try:
+                waiting.append((draw, self._pool.submit(_read_one, draw)))
+                if len(waiting) < self._ahead:
+                    continue
+                oldest, future = waiting.popleft()
+                result = future.result()
+            except BrokenProcessPool as error:
+                place = self._reader.sources[draw.source].place(draw.item)
+                raise RuntimeError(
+                    f"a data process has ended while it read {place} or one of the draws before it, "
+                    "most often for lack of memory; try fewer num_workers"
+                ) from error
+            yield oldest, result
+
+    def close(self) -> None:
+        """End the processes and wait until they are gone."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _SingleThreadedProcess(SpawnProcess):
+    """A new process whose environment asks for one thread, before anything there can read it."""
+
+    def start(self) -> None:
+        before = os.environ.get(_THREADS_VARIABLE)
+        os.environ[_THREADS_VARIABLE] = "1"
+        try:
+            super().start()
+        finally:
+            if before is None:
+                del os.environ[_THREADS_VARIABLE]
+            else:
+                os.environ[_THREADS_VARIABLE] = before
+
+
+class _WorkerContext(SpawnContext):
+    Process = _SingleThreadedProcess
+
+
+# ---- in the other process ----
+
+_own: InlineReader | None = None  # a pool calls plain functions: this is the only place for what they need
+
+
+def _start_worker(reader: InlineReader) -> None:
+    global _own
+    _own = reader
+    # Ctrl-C reaches every process of a terminal; the parent answers it, and closes the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker waiting for work would not notice that nobody is left to send it."""
+    with contextlib.suppress(Exception):
+        parent_process().join()
+    os._exit(1)
+
+
+def _read_one(draw: Draw) -> Sample | BrokenSample:
+    return _own.read_one(draw)

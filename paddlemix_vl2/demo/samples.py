@@ -1,0 +1,207 @@
+"""Conversations about drawn pictures: ``make_sample(task, split, index)``.
+
+Whether a picture belongs to the split "train" or "test" is decided by what it shows, so no picture of one
+split can occur in the other.
+"""
+
+import hashlib
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+from PIL import Image
+
+from paddlemix_vl2.demo import scenes
+from paddlemix_vl2.demo.drawing import draw_all
+from paddlemix_vl2.demo.questions import (
+    KINDS,
+    READING,
+    Question,
+    ask,
+    describe,
+    describe_with_boxes,
+    kinds_of,
+)
+from paddlemix_vl2.demo.scenes import Chart, Pair, Scene, Subject, TextCard, pick, pick_weighted
+from paddlemix_vl2.demo.vocabulary import LANGUAGES
+from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, IMAGE_TOKEN, USER_TOKEN
+
+SPLITS = ("train", "test")
+SUBJECTS: dict[str, Callable[[np.random.Generator], Subject]] = {
+    "scene": scenes.make_scene,
+    "text": scenes.make_card,
+    "chart": scenes.make_chart,
+    "compare": scenes.make_pair,
+}
+TASKS = (*SUBJECTS, "words", "mixed", "caption")
+
+_MIXED = {"scene": 0.45, "text": 0.30, "chart": 0.10, "compare": 0.15}
+_TYPES = {"scene": Scene, "text": TextCard, "chart": Chart, "compare": Pair}
+_WEIGHTS = {
+    Scene: {
+        "describe": 0.8,
+        "grounded_describe": 0.8,
+        "colour": 2,
+        "shape": 2,
+        "position": 2,
+        "count": 2,
+        "ground": 2,
+    },
+    TextCard: {
+        "describe": 0.5,
+        "grounded_describe": 0.5,
+        "read": 3,
+        "read_number": 2,
+        "read_line": 2,
+        "colour": 1,
+        "ground": 1.5,
+    },
+    Chart: {
+        "describe": 1,
+        "grounded_describe": 0.4,
+        "chart_max": 2,
+        "chart_value": 3,
+        "count": 1,
+        "ground": 1,
+    },
+    Pair: {"compare": 6, "describe": 1},
+}
+_TURNS = {Scene: (4, 7), TextCard: (2, 5), Chart: (3, 6), Pair: (3, 5)}
+# These tell all at once: not more than one of them in a conversation.
+_LISTS = ("describe", "grounded_describe")
+_ONE_IN_TEST = 8
+_TRIES = 40
+
+
+def make_sample(task: str, split: str, index: int) -> dict:
+    """A training conversation, always the same for the same arguments.
+
+    Args:
+        task: "scene", "text", "chart", "compare": questions about such pictures; "mixed": one of these;
+            "caption": all kinds of pictures, one turn that tells everything; "words": what a picture shows is
+            told instead of shown.
+        split: "train" or "test".
+
+    Returns:
+        ``{"messages": [...]}`` as :func:`paddlemix_vl2.processing.conversation.build_pieces` takes them, with
+        PIL pictures.
+
+    Raises:
+        ValueError: unknown task or split.
+    """
+    if task not in TASKS or split not in SPLITS:
+        raise ValueError(f"no task {task!r} of split {split!r}; tasks: {', '.join(TASKS)}")
+    rng = _generator(task, split, index)
+    name = task if task in SUBJECTS else pick_weighted(rng, _MIXED)
+    subject = _make_subject(rng, name, split)
+    if task == "words":
+        return {"messages": _tell(rng, subject)}
+    turns = [_ask_for_all(rng, subject)] if task == "caption" else _ask_turns(rng, subject)
+    return {"messages": _messages(turns, draw_all(subject))}
+
+
+def make_question(kind: str, split: str, index: int, language: str) -> tuple[list[Image.Image], Question]:
+    """One question of a kind with its pictures, for evaluation; always the same for the same arguments.
+
+    Raises:
+        ValueError: unknown kind, split or language.
+    """
+    if kind not in KINDS or split not in SPLITS or language not in LANGUAGES:
+        raise ValueError(f"no kind {kind!r} of split {split!r} in {language!r}; kinds: {', '.join(KINDS)}")
+    rng = _generator("question", kind, split, index, language)
+    weights = {name: _MIXED[name] for name, type_ in _TYPES.items() if kind in kinds_of(type_)}
+    question = None
+    while question is None:
+        subject = _make_subject(rng, pick_weighted(rng, weights), split)
+        question = ask(rng, subject, kind, language)
+    return draw_all(subject), question
+
+
+def prompt_messages(images: list[Image.Image], question: Question) -> list[dict]:
+    """A question as a conversation that the model is to continue."""
+    return _messages([question], images)[:1]
+
+
+def _generator(*names) -> np.random.Generator:
+    """Depends on the names only, in every process: Python's ``hash`` does not."""
+    digest = hashlib.sha256("|".join(map(str, names)).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "little"))
+
+
+def _make_subject(rng: np.random.Generator, name: str, split: str) -> Subject:
+    while True:
+        subject = SUBJECTS[name](rng)
+        if split_of(subject) == split:
+            return subject
+
+
+def split_of(subject: Subject) -> str:
+    """The split to which a subject belongs, by what it shows."""
+    parts = [subject.first, subject.second] if isinstance(subject, Pair) else [subject]
+    shown = [{key: value for key, value in asdict(part).items() if key != "grain"} for part in parts]
+    return "train" if zlib.crc32(repr(shown).encode()) % _ONE_IN_TEST else "test"
+
+
+def _ask_turns(rng: np.random.Generator, subject: Subject, left_out: tuple[str, ...] = ()) -> list[Question]:
+    """Questions about different facts, in random order within :func:`_rank`."""
+    weights = {kind: weight for kind, weight in _WEIGHTS[type(subject)].items() if kind not in left_out}
+    low, high = _TURNS[type(subject)]
+    count = int(rng.integers(low, high + 1))
+    turns: list[Question] = []
+    for _ in range(_TRIES):
+        question = ask(rng, subject, pick_weighted(rng, weights), pick(rng, LANGUAGES))
+        if question is not None and not _is_told(question, turns):
+            turns.append(question)
+        if len(turns) == count:
+            break
+    return sorted(turns, key=_rank) if rng.random() < 0.8 else turns
+
+
+def _rank(question: Question) -> int:
+    """Reading first, since other questions about text name it; what tells everything last: whoever has read
+    the answer need not look at the picture any more."""
+    return 2 if question.kind in _LISTS else int(question.kind not in READING)
+
+
+def _is_told(question: Question, turns: list[Question]) -> bool:
+    """Whether an earlier turn gave the answer away: it could be copied from there."""
+    if question.kind in _LISTS:
+        return any(other.kind in _LISTS for other in turns)
+    if question.kind in READING:
+        return question.answer in [other.answer for other in turns]
+    return question.about in [other.about for other in turns]
+
+
+def _ask_for_all(rng: np.random.Generator, subject: Subject) -> Question:
+    weights = {"describe": 0.6, "grounded_describe": 0.4, "read": 0.8}
+    weights = {kind: weight for kind, weight in weights.items() if kind in kinds_of(type(subject))}
+    return ask(rng, subject, pick_weighted(rng, weights), pick(rng, LANGUAGES))
+
+
+def _tell(rng: np.random.Generator, subject: Subject) -> list[dict]:
+    """A conversation in which the user says what the picture shows."""
+    language = pick(rng, LANGUAGES)
+    if isinstance(subject, Pair) or rng.random() < 0.6:
+        told, left_out = describe(subject, language), ("ground", "grounded_describe")
+    else:
+        told, left_out = describe_with_boxes(subject, language), ()
+    # Neither way of telling says in which colour something is written, the first not even in which line; a
+    # chart's values cannot be seen from words about its boxes.
+    if isinstance(subject, TextCard):
+        left_out += ("colour", "read_line")
+    turns = _ask_turns(rng, subject, left_out)
+    messages = _messages(turns, [])
+    messages[0]["content"] = f"{told}\n{messages[0]['content']}"
+    return messages
+
+
+def _messages(turns: list[Question], images: list[Image.Image]) -> list[dict]:
+    messages = []
+    for question in turns:
+        messages.append({"role": USER_TOKEN, "content": question.prompt})
+        messages.append({"role": ASSISTANT_TOKEN, "content": question.answer})
+    if images:
+        messages[0]["content"] = f"{IMAGE_TOKEN}\n" * len(images) + messages[0]["content"]
+        messages[0]["images"] = images
+    return messages

@@ -1,0 +1,180 @@
+"""What a run needs to go on exactly where it stopped: ``checkpoint-N`` folders.
+
+::
+
+    config.json, *.safetensors, tokenizer and processor files    the model, as every example reads it
+    optimizer.pdopt, scheduler.pdparams                          moments under the parameters' paths
+    rng_state.pdparams                                           generators of Python, numpy and Paddle
+    trainer_state.json, run_state.json                           step; geometry, data mixture, next draw
+
+A folder is written under a temporary name and renamed when it is whole, so that a run that is killed while it
+saves has its last checkpoint still.
+"""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from paddlemix_vl2 import checkpoints
+from paddlemix_vl2.processing import DeepseekVLV2Processor
+from paddlemix_vl2.processing.json_files import read_object, write_object
+
+PREFIX = "checkpoint-"
+OPTIMIZER_FILE = "optimizer.pdopt"
+SCHEDULER_FILE = "scheduler.pdparams"
+RANDOM_FILE = "rng_state.pdparams"
+RUN_STATE_FILE = "run_state.json"
+_ACCUMULATORS = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_0")
+
+
+def last_checkpoint(output_dir: str | Path) -> Path | None:
+    """The checkpoint of the highest step in ``output_dir``; None where there is none."""
+    whole = [folder for folder in list_checkpoints(output_dir) if (folder / RUN_STATE_FILE).is_file()]
+    return whole[-1] if whole else None
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Folders of checkpoints, the newest last."""
+    folders = Path(output_dir).glob(f"{PREFIX}*")
+    steps = {int(name): folder for folder in folders if (name := folder.name[len(PREFIX) :]).isdigit()}
+    return [steps[step] for step in sorted(steps)]
+
+
+def begin_folder(folder: Path) -> Path:
+    """An empty folder to write into before it becomes ``folder``."""
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish_folder(temporary: Path, folder: Path) -> None:
+    """Give a folder that is whole its name; one that has it already is replaced."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_oldest(output_dir: str | Path, keep: int | None) -> None:
+    """Delete all but the ``keep`` newest checkpoints; None or 0 keeps all."""
+    for folder in list_checkpoints(output_dir)[:-keep] if keep else []:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_model(model: nn.Layer, processor: DeepseekVLV2Processor, folder: Path) -> None:
+    """The model in the published layout and its processor's files."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def read_model(model: nn.Layer, folder: Path) -> None:
+    """Fill the model from the checkpoint, in the dtype of its weights."""
+    checkpoints.load_checkpoint(model, model.config, folder, dtype=model.weight_dtype)
+
+
+def write_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, folder: Path) -> None:
+    """Moments and master weights under the paths of the parameters: Paddle's own names count the layers that
+    a process has built, and differ in the next one."""
+    paths = {parameter.name: path for path, parameter in model.named_parameters()}
+    state = {}
+    for key, value in optimizer.state_dict().items():
+        if key == "master_weights":
+            state[key] = {paths[name]: tensor for name, tensor in value.items()}
+        elif key != "LR_Scheduler":
+            name, accumulator = _split_key(key)
+            state[f"{paths[name]} {accumulator}"] = value
+    paddle.save(state, str(folder / OPTIMIZER_FILE))
+
+
+def read_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, folder: Path) -> None:
+    """The counterpart of :func:`write_optimizer`."""
+    names = {path: parameter.name for path, parameter in model.named_parameters()}
+    state = {}
+    for key, value in paddle.load(str(folder / OPTIMIZER_FILE)).items():
+        if key == "master_weights":
+            state[key] = {names[path]: tensor for path, tensor in value.items()}
+            continue
+        path, accumulator = key.split(" ")
+        state[names[path] + accumulator] = value
+        value.name = names[path] + accumulator
+    optimizer.set_state_dict(state)
+
+
+def _split_key(key: str) -> tuple[str, str]:
+    for accumulator in _ACCUMULATORS:
+        if key.endswith(accumulator):
+            return key.removesuffix(accumulator), accumulator
+    raise AssertionError(f"the optimizer keeps {key}, which no checkpoint knows")
+
+
+def write_random_state(folder: Path) -> None:
+    """States of the generators that training draws from."""
+    state = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "paddle": [generator.get_state() for generator in _generators()],
+    }
+    paddle.save(state, str(folder / RANDOM_FILE))
+
+
+def read_random_state(folder: Path) -> None:
+    """The counterpart of :func:`write_random_state`."""
+    state = paddle.load(str(folder / RANDOM_FILE), return_numpy=True)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    for generator, saved in zip(_generators(), state["paddle"], strict=True):
+        generator.set_state(saved)
+
+
+def _generators() -> list:
+    core = paddle.framework.core
+    generators = [core.default_cpu_generator()]
+    if core.is_compiled_with_cuda():
+        generators += [core.default_cuda_generator(index) for index in range(core.get_cuda_device_count())]
+    return generators
+
+
+def write_run_state(folder: Path, **state) -> None:
+    """What is compared or continued on resuming; plain values. Written last: a folder with it is whole."""
+    write_object(folder / RUN_STATE_FILE, state)
+
+
+def read_run_state(folder: Path) -> dict:
+    """The counterpart of :func:`write_run_state`.
+
+    Raises:
+        FileNotFoundError: the folder is no checkpoint of a run.
+    """
+    if not (folder / RUN_STATE_FILE).is_file():
+        raise FileNotFoundError(f"{folder}: no {RUN_STATE_FILE}; this is no checkpoint of a training run")
+    return read_object(folder / RUN_STATE_FILE)
+
+
+def check_geometry(old: dict, model: nn.Layer, folder: Path) -> None:
+    """ValueError with the first key in which the checkpoint's model differs from this one."""
+    new = geometry(model)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise ValueError(
+                f"{folder}: cannot resume: {key} was {old.get(key)!r} in that run and is {new.get(key)!r} now"
+            )
+
+
+def geometry(model: nn.Layer) -> dict[str, list[int]]:
+    """Shape and, where it trains, a mark, of every parameter: ``{"path": [..., "trained"]}``."""
+    return json.loads(
+        json.dumps(
+            {
+                path: [*parameter.shape, "frozen" if parameter.stop_gradient else "trained"]
+                for path, parameter in model.named_parameters()
+            }
+        )
+    )

@@ -1,0 +1,51 @@
+"""What trains: the parameters of vision, projector and language, and which of them a recipe moves."""
+
+from collections.abc import Iterator
+
+import paddle
+from paddle import nn
+
+from paddlemix_vl2.training.recipe import PARTS, VL2TrainingArguments
+
+# The learned newline and separator belong to the image tokens that the projector makes.
+_PROJECTOR_VECTORS = ("image_newline", "view_seperator")
+# In no forward pass (models/vision.py), so nothing could ever train them.
+_UNUSED = ("vision.attn_pool.",)
+
+
+def part_of(name: str) -> str:
+    """``vision``, ``projector`` or ``language``, from a parameter's path in the model."""
+    first = name.split(".")[0]
+    if first in PARTS:
+        return first
+    if first in _PROJECTOR_VECTORS:
+        return "projector"
+    raise AssertionError(f"{name} belongs to no part")
+
+
+def set_trainable(model: nn.Layer, arguments: VL2TrainingArguments) -> None:
+    """Mark as trained what the recipe trains in full, and nothing else; adapters mark themselves."""
+    for name, parameter in model.named_parameters():
+        full = getattr(arguments, part_of(name)).mode == "full"
+        # The router's correction bias has no gradient: a balancer moves it.
+        unused = name.startswith(_UNUSED) or name.endswith("e_score_correction_bias")
+        parameter.stop_gradient = unused or not full
+
+
+def trained(model: nn.Layer) -> Iterator[tuple[str, paddle.Tensor]]:
+    """Name and parameter of all that trains, in the model's order. Adapters' names are without PaddleNLP's
+    prefix for the wrapped model."""
+    for name, parameter in model.named_parameters():
+        if not parameter.stop_gradient:
+            yield name.removeprefix("model."), parameter
+
+
+def initialize(model: nn.Layer, std: float) -> None:
+    """Weights of a model that trains from nothing: normal with ``initializer_range``, biases zero, norms one
+    (published ``_init_weights``). Paddle's own initial values grow with the width of the layers."""
+    with paddle.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.set_value(paddle.randn(parameter.shape) * std)
+            elif name.endswith("bias"):
+                parameter.set_value(paddle.zeros_like(parameter))

@@ -1,0 +1,240 @@
+"""A training recipe: a YAML file plus ``key=value`` changes, as checked, typed arguments.
+
+Keys are the names of PaddleNLP's ``TrainingArguments`` and the ones that :class:`VL2TrainingArguments` adds.
+An unknown key is an error that names the nearest known one; there is no other way to set anything.
+"""
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from paddlenlp.trainer import TrainingArguments
+
+from paddlemix_vl2 import device
+
+MODES = ("full", "lora", "frozen")
+SCHEDULES = ("cosine", "constant", "step")
+PARTS = ("vision", "projector", "language")
+# What PaddleNLP's Trainer offers and this model does not support yet: refused instead of ignored.
+_DEGREES = tuple(f"{kind}_parallel_degree" for kind in ("tensor", "pipeline", "sep", "context"))
+_REFUSED = ("sharding", "to_static", "unified_checkpoint", "use_async_save", "load_best_model_at_end", "fp16")
+
+
+@dataclass
+class PartRecipe:
+    """How a part of the model trains.
+
+    Attributes:
+        mode: ``full`` (all of its parameters), ``lora`` (adapters in its linear layers) or ``frozen``.
+        learning_rate_multiplier: factor on the learning rate; 0.1 for the vision tower in the paper.
+    """
+
+    mode: str = "full"
+    learning_rate_multiplier: float = 1.0
+
+
+@dataclass
+class LoRARecipe:
+    """Low-rank adapters of the parts whose mode is ``lora``; the names are those of PaddleNLP's
+    ``LoRAConfig``.
+
+    Attributes:
+        r: rank.
+        lora_alpha: the adapter's output is multiplied by lora_alpha / r.
+        lora_dropout: on the adapter's input.
+        target_modules: last components of the linear layers' names; by default all linear layers of
+            attention, routed experts, projector and vision tower.
+    """
+
+    r: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.05
+    target_modules: list[str] | None = None
+
+
+@dataclass
+class VL2TrainingArguments(TrainingArguments):
+    """PaddleNLP's arguments and these.
+
+    Attributes:
+        model_name_or_path: checkpoint to start from (published layout); or
+        model_config: ``config.json`` of a model to train from nothing, with ``processor_path`` for its
+            tokenizer.
+        processor_path: folder with the processor's files; that of the checkpoint where None.
+        vision, projector, language: :class:`PartRecipe`.
+        lora: :class:`LoRARecipe`.
+        train_dataset, eval_dataset: lists of sources; see ``docs/data.md``.
+        max_seq_length: tokens per row at most.
+        packing: fill rows with several samples, which do not see each other.
+        too_long: ``refuse`` or ``shorten`` samples over ``max_seq_length``.
+        supervise: ``answers`` or ``text``: whether questions are learned too.
+        aux_loss_alpha: weight of the balance loss; the checkpoint's where None.
+        device_balance_alpha, communication_balance_alpha: weights of DeepSeek-V2's balance losses over
+            ``balance_devices`` groups of experts.
+        bias_update_speed: u of loss-free balancing, for ``noaux_tc`` (0.001 in stage 2 of the 27B model).
+    """
+
+    output_dir: str = "output"
+    do_train: bool = True
+    max_steps: int = 0
+    learning_rate: float = 5.4e-4
+    weight_decay: float = 0.1
+    adam_beta2: float = 0.95
+    lr_scheduler_type: str = "cosine"
+    logging_steps: int = 10
+    save_steps: int = 500
+    save_total_limit: int = 2
+    skip_profile_timer: bool = True
+    ignore_data_skip: bool = True
+    fp16_opt_level: str = "O2"
+
+    model_name_or_path: str | None = None
+    model_config: str | None = None
+    processor_path: str | None = None
+    vision: Any = field(default_factory=lambda: {"mode": "full", "learning_rate_multiplier": 0.1})
+    projector: Any = field(default_factory=dict)
+    language: Any = field(default_factory=dict)
+    lora: Any = field(default_factory=dict)
+    train_dataset: list = field(default_factory=list)
+    eval_dataset: list = field(default_factory=list)
+    max_seq_length: int = 4096
+    packing: bool = False
+    too_long: str = "refuse"
+    supervise: str = "answers"
+    aux_loss_alpha: float | None = None
+    device_balance_alpha: float = 0.0
+    communication_balance_alpha: float = 0.0
+    balance_devices: int = 1
+    bias_update_speed: float = 0.0
+
+    def __post_init__(self):
+        for name in PARTS:
+            setattr(self, name, _typed(PartRecipe, getattr(self, name), name))
+        self.lora = _typed(LoRARecipe, self.lora, "lora")
+        self._check()
+        self.schedule = self.lr_scheduler_type
+        self.lr_scheduler_type = "constant"  # PaddleNLP's list has no step schedule; ours are in optimizer.py
+        if self.eval_dataset and self.evaluation_strategy == "no":
+            self.evaluation_strategy = "steps"
+        self.bf16_wanted = self.bf16
+        self.bf16 = self.bf16 and device.can_compute("bfloat16")
+        self.device = "gpu" if device.is_gpu() else "cpu"
+        super().__post_init__()
+
+    def to_sanitized_dict(self) -> dict:
+        """For VisualDL's table of settings, which refuses booleans."""
+        values = super().to_sanitized_dict()
+        return {key: str(value) if isinstance(value, bool) else value for key, value in values.items()}
+
+    def _check(self) -> None:
+        for name in PARTS:
+            part = getattr(self, name)
+            _check_choice(f"{name}.mode", part.mode, MODES)
+            if part.learning_rate_multiplier <= 0:
+                raise ValueError(
+                    f"{name}.learning_rate_multiplier is {part.learning_rate_multiplier}; it must be above 0 "
+                    "(mode: frozen keeps a part as it is)"
+                )
+        _check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        _check_choice("too_long", self.too_long, ("refuse", "shorten"))
+        _check_choice("supervise", self.supervise, ("answers", "text"))
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}; say how many optimizer steps to train")
+        if bool(self.model_name_or_path) == bool(self.model_config):
+            raise ValueError("give either model_name_or_path (a checkpoint) or model_config (from nothing)")
+        if self.model_config and not self.processor_path:
+            raise ValueError("model_config has no tokenizer: processor_path must name a folder with one")
+        if not self.train_dataset:
+            raise ValueError("train_dataset is empty; it needs at least one source")
+        for name in _DEGREES:
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; this model does not support it yet")
+        for name in _REFUSED:
+            if getattr(self, name):
+                raise ValueError(f"{name} is set; this model does not support it")
+
+
+def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2TrainingArguments:
+    """Read a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key=value``; ``vision.mode=frozen`` reaches into a section, values are YAML.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a key is unknown or a value not possible; the message names the file and the key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    for override in overrides:
+        _apply(values, override)
+    known = {entry.name: entry for entry in dataclasses.fields(VL2TrainingArguments) if entry.init}
+    for key, value in values.items():
+        check_key(key, known, path)
+        values[key] = _number(value, known[key].type, f"{path}: {key}")
+    try:
+        return VL2TrainingArguments(**values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def check_key(key: str, known, where) -> None:
+    """ValueError with the nearest known key where ``key`` is not one."""
+    if key in known:
+        return
+    near = difflib.get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    raise ValueError(f"{where}: unknown key {key!r} ({hint})")
+
+
+def _apply(values: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"{override!r}: changes have the form key=value")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"{override!r}: {section} is not a section")
+    values[last] = yaml.safe_load(text)
+
+
+def _typed(kind: type, values: Any, where: str):
+    """A dictionary as a ``kind``, its keys and types checked; a ``kind`` as it is."""
+    if isinstance(values, kind):
+        return values
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}; it is a section with keys of its own")
+    known = {entry.name: entry for entry in dataclasses.fields(kind)}
+    for key in values:
+        check_key(key, known, where)
+    return kind(**{key: _number(value, known[key].type, f"{where}.{key}") for key, value in values.items()})
+
+
+def _number(value: Any, kind: Any, where: str) -> Any:
+    """YAML reads 1e-4 as text and 1 as an integer: numbers become what the field is."""
+    if kind is float and not isinstance(value, bool) and isinstance(value, int | str):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{where} is {value!r}; it must be a number") from None
+    if kind in (int, bool) and type(value) is not kind:
+        raise ValueError(f"{where} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def _check_choice(where: str, value: Any, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{where} is {value!r}; it must be one of {', '.join(choices)}")

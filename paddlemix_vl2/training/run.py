@@ -1,0 +1,154 @@
+"""Builds model, data and trainer from a recipe, and trains."""
+
+from pathlib import Path
+
+import paddle
+from paddle import distributed, nn
+
+from paddlemix_vl2 import device
+from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.data import (
+    BatchLoader,
+    Mixture,
+    SourceSpec,
+    check_fingerprint,
+    data_fingerprint,
+    open_source,
+)
+from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.processing import DeepseekVLV2Processor
+from paddlemix_vl2.training import checkpoint
+from paddlemix_vl2.training.parts import initialize, set_trainable
+from paddlemix_vl2.training.recipe import VL2TrainingArguments
+from paddlemix_vl2.training.trainer import VL2Trainer
+
+AUTO = "auto"
+
+
+def train(arguments: VL2TrainingArguments) -> Path:
+    """Run the recipe and write the trained model into its ``output_dir``.
+
+    Returns:
+        the folder of the trained model.
+
+    Raises:
+        FileNotFoundError, ValueError: a file of the recipe is not there or not right, or the checkpoint to
+            resume from is of another model or other data; nothing has been trained then.
+    """
+    device.flush_denormals()
+    resume_from = find_resume(arguments)
+    processor = make_processor(arguments)
+    sources = open_sources(arguments.train_dataset, "train_dataset")
+    fingerprint = data_fingerprint(sources, arguments.seed)
+    paddle.seed(arguments.seed)
+    model = make_model(arguments)
+    start = 0
+    if resume_from:
+        state = checkpoint.read_run_state(resume_from)
+        checkpoint.check_geometry(state["geometry"], model, resume_from)
+        check_fingerprint(state["data"], fingerprint)
+        start = next_draw(state["next_indices"])
+    make_evaluation = evaluation_maker(arguments, processor)
+    with make_loader(arguments, processor, sources, start) as loader:
+        trainer = VL2Trainer(
+            model,
+            arguments,
+            processor,
+            loader,
+            make_evaluation,
+            run_state={"geometry": checkpoint.geometry(model), "data": fingerprint},
+        )
+        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+        trainer.save_model()
+    return Path(arguments.output_dir)
+
+
+def next_draw(next_indices: list[int]) -> int:
+    """Where this process goes on, given where each process of the interrupted run would have. With another
+    number of processes now, the first of these: some samples may be seen again, none is left out."""
+    if len(next_indices) == distributed.get_world_size():
+        return next_indices[distributed.get_rank()]
+    return min(next_indices)
+
+
+def find_resume(arguments: VL2TrainingArguments) -> Path | None:
+    """The checkpoint that ``resume_from_checkpoint`` names: a folder, ``auto`` for the last one if there is
+    any, or nothing."""
+    wanted = arguments.resume_from_checkpoint
+    if not wanted:
+        return None
+    if wanted == AUTO:
+        return checkpoint.last_checkpoint(arguments.output_dir)
+    if not Path(wanted).is_dir():
+        raise FileNotFoundError(f"resume_from_checkpoint: {wanted}: no such folder")
+    return Path(wanted)
+
+
+def make_processor(arguments: VL2TrainingArguments) -> DeepseekVLV2Processor:
+    """The checkpoint's processor, with labels as the recipe supervises."""
+    folder = arguments.processor_path or arguments.model_name_or_path
+    return DeepseekVLV2Processor.from_pretrained(folder, mask_prompt=arguments.supervise == "answers")
+
+
+def make_model(arguments: VL2TrainingArguments) -> nn.Layer:
+    """The model to train, with what trains marked."""
+    if arguments.model_name_or_path:
+        dtype = "bfloat16" if arguments.bf16 else "float32"
+        model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_name_or_path, dtype=dtype)
+    else:
+        config = DeepseekVLV2Config.from_json(arguments.model_config)
+        model = DeepseekVLV2ForCausalLM(config)
+        initialize(model, config.language_config.initializer_range)
+    if arguments.aux_loss_alpha is not None:
+        model.config.language_config.aux_loss_alpha = arguments.aux_loss_alpha
+    set_trainable(model, arguments)
+    return model
+
+
+def open_sources(entries: list[dict], key: str) -> list:
+    """The sources of a recipe's list, checked."""
+    return [open_source(SourceSpec.from_dict(entry, f"{key}[{i}]")) for i, entry in enumerate(entries)]
+
+
+def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start: int) -> BatchLoader:
+    """Training batches of this process, from draw ``start`` on."""
+    weights = [source.spec.weight for source in sources]
+    return BatchLoader(
+        sources,
+        Mixture([len(source) for source in sources], weights, arguments.seed),
+        processor,
+        batch_size=arguments.per_device_train_batch_size,
+        sequence_length=arguments.max_seq_length,
+        packing=arguments.packing,
+        too_long=arguments.too_long,
+        num_workers=arguments.dataloader_num_workers,
+        start=start,
+        rank=distributed.get_rank(),
+        world_size=distributed.get_world_size(),
+        accumulation=arguments.gradient_accumulation_steps,
+    )
+
+
+def evaluation_maker(arguments: VL2TrainingArguments, processor):
+    """A function that gives the first ``max_evaluate_steps`` (16) batches of the evaluation data."""
+    if not arguments.eval_dataset:
+        return None
+    sources = open_sources(arguments.eval_dataset, "eval_dataset")
+    steps = arguments.max_evaluate_steps if arguments.max_evaluate_steps > 0 else 16
+    weights = [source.spec.weight for source in sources]
+
+    def batches():
+        loader = BatchLoader(
+            sources,
+            Mixture([len(source) for source in sources], weights, arguments.seed),
+            processor,
+            batch_size=arguments.per_device_eval_batch_size,
+            sequence_length=arguments.max_seq_length,
+            rank=distributed.get_rank(),
+            world_size=distributed.get_world_size(),
+        )
+        with loader:
+            for _ in range(steps):
+                yield next(loader)
+
+    return batches
