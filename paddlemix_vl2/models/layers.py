@@ -39,6 +39,7 @@ class _ScaledNorm(PyLayer):
     def forward(ctx, hidden: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
         wide, scale = _normalize(hidden.reshape([-1, hidden.shape[-1]]), epsilon)
         normed = wide * scale
+        ctx.trains = not hidden.stop_gradient, not weight.stop_gradient
         ctx.save_for_backward(normed, scale, weight)
         return (weight * normed.astype(hidden.dtype)).reshape(hidden.shape)
 
@@ -46,11 +47,17 @@ class _ScaledNorm(PyLayer):
     def backward(ctx, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         normed, scale, weight = ctx.saved_tensor()
         rows = grad.reshape(normed.shape).astype("float32")
-        wide_weight, weighted = weight.astype("float32"), rows * normed
-        mean = paddle.matmul(weighted, wide_weight.unsqueeze(-1)) / normed.shape[-1]
-        hidden_grad = (rows * wide_weight - normed * mean) * scale
-        weight_grad = paddle.matmul(paddle.ones([1, normed.shape[0]]), weighted).flatten()
-        return hidden_grad.reshape(grad.shape).astype(grad.dtype), weight_grad.astype(weight.dtype)
+        hidden_grad = weight_grad = None  # what is frozen must get none
+        weighted = rows * normed
+        if ctx.trains[0]:
+            wide_weight = weight.astype("float32")
+            mean = paddle.matmul(weighted, wide_weight.unsqueeze(-1)) / normed.shape[-1]
+            hidden_grad = (rows * wide_weight - normed * mean) * scale
+            hidden_grad = hidden_grad.reshape(grad.shape).astype(grad.dtype)
+        if ctx.trains[1]:
+            weight_grad = paddle.matmul(paddle.ones([1, normed.shape[0]]), weighted).flatten()
+            weight_grad = weight_grad.astype(weight.dtype)
+        return hidden_grad, weight_grad
 
 
 class DeepseekV2MLP(nn.Layer):

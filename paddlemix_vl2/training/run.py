@@ -1,5 +1,6 @@
 """Builds model, data and trainer from a recipe, and trains."""
 
+import copy
 from pathlib import Path
 
 import paddle
@@ -85,9 +86,15 @@ def find_resume(arguments: VL2TrainingArguments) -> Path | None:
 
 
 def make_processor(arguments: VL2TrainingArguments) -> DeepseekVLV2Processor:
-    """The checkpoint's processor, with labels as the recipe supervises."""
-    folder = arguments.processor_path or arguments.model_name_or_path
-    return DeepseekVLV2Processor.from_pretrained(folder, mask_prompt=arguments.supervise == "answers")
+    """The checkpoint's processor, which is also saved beside the trained model."""
+    return DeepseekVLV2Processor.from_pretrained(arguments.processor_path or arguments.model_name_or_path)
+
+
+def supervising(processor: DeepseekVLV2Processor, arguments: VL2TrainingArguments) -> DeepseekVLV2Processor:
+    """The same processor with labels as the recipe supervises."""
+    processor = copy.copy(processor)
+    processor.mask_prompt = arguments.supervise == "answers"
+    return processor
 
 
 def make_model(arguments: VL2TrainingArguments) -> nn.Layer:
@@ -116,7 +123,7 @@ def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start
     return BatchLoader(
         sources,
         Mixture([len(source) for source in sources], weights, arguments.seed),
-        processor,
+        supervising(processor, arguments),
         batch_size=arguments.per_device_train_batch_size,
         sequence_length=arguments.max_seq_length,
         packing=arguments.packing,
@@ -141,7 +148,7 @@ def evaluation_maker(arguments: VL2TrainingArguments, processor):
         loader = BatchLoader(
             sources,
             Mixture([len(source) for source in sources], weights, arguments.seed),
-            processor,
+            supervising(processor, arguments),
             batch_size=arguments.per_device_eval_batch_size,
             sequence_length=arguments.max_seq_length,
             rank=distributed.get_rank(),

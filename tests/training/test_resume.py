@@ -1,0 +1,110 @@
+"""Going on exactly where a run stopped, and what a kill leaves behind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddlemix_vl2.training import checkpoint, run
+
+SETTINGS = {
+    "packing": True,
+    "bias_update_speed": 0.01,
+    "max_steps": 4,
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 1,
+}
+
+
+def tensors_of(folder) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert np.array_equal(value, other[name]), name
+
+
+def test_resuming_is_exact(make_recipe, tmp_path):
+    """Four steps at once, and two, a new model and two more: the same bits, router bias included."""
+    whole = run.train(make_recipe(output_dir=str(tmp_path / "whole"), save_steps=2, **SETTINGS))
+    half = tmp_path / "half"
+    half.mkdir()
+    (whole / "checkpoint-2").rename(half / "checkpoint-2")
+    resumed = run.train(
+        make_recipe(output_dir=str(half), save_steps=2, resume_from_checkpoint="auto", **SETTINGS)
+    )
+    assert_same(tensors_of(whole), tensors_of(resumed))
+    biases = [v for name, v in tensors_of(whole).items() if name.endswith("e_score_correction_bias")]
+    assert len(biases) == 2 and all(np.abs(bias).max() > 0 for bias in biases)
+    states = [json.loads((f / "checkpoint-4" / "run_state.json").read_text()) for f in (whole, resumed)]
+    assert states[0] == states[1]
+
+
+def test_auto_begins_anew_where_there_is_nothing(make_recipe, tmp_path):
+    first = run.train(make_recipe(output_dir=str(tmp_path / "a"), resume_from_checkpoint="auto"))
+    second = run.train(make_recipe(output_dir=str(tmp_path / "b")))
+    assert_same(tensors_of(first), tensors_of(second))
+
+
+@pytest.mark.parametrize("stops_in", ["write_optimizer", "write_run_state", "finish_folder"])
+def test_a_kill_while_saving_leaves_the_last_checkpoint(stops_in, make_recipe, tmp_path, monkeypatch):
+    settings = {**SETTINGS, "output_dir": str(tmp_path / "run"), "save_steps": 2}
+    original, calls = getattr(checkpoint, stops_in), []
+
+    def stop_the_second_time(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(checkpoint, stops_in, stop_the_second_time)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(make_recipe(**settings))
+    monkeypatch.undo()
+    assert checkpoint.last_checkpoint(settings["output_dir"]).name == "checkpoint-2"
+    resumed = run.train(make_recipe(resume_from_checkpoint="auto", **settings))
+    whole = run.train(make_recipe(**{**settings, "output_dir": str(tmp_path / "whole")}))
+    assert_same(tensors_of(whole), tensors_of(resumed))
+
+
+def test_old_checkpoints_go(make_recipe):
+    folder = run.train(make_recipe(max_steps=4, save_steps=1, save_total_limit=2))
+    assert [f.name for f in checkpoint.list_checkpoints(folder)] == ["checkpoint-3", "checkpoint-4"]
+
+
+@pytest.fixture
+def interrupted(make_recipe, tmp_path):
+    """The settings of a run with a checkpoint, to resume with one of them changed."""
+    settings = {"output_dir": str(tmp_path / "run"), "save_steps": 1, "max_steps": 1}
+    run.train(make_recipe(**settings))
+    return {**settings, "resume_from_checkpoint": "auto", "max_steps": 2}
+
+
+def test_another_geometry_is_refused(interrupted, make_recipe, small_folder, tmp_path):
+    config = json.loads((small_folder / "config.json").read_text())
+    config["language_config"]["moe_intermediate_size"] = 24
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"cannot resume: .*experts\.0\..* was \[16, 48.* is \[24, 48"):
+        run.train(make_recipe(**{**interrupted, "model_config": str(tmp_path / "config.json")}))
+
+
+def test_other_data_are_refused(interrupted, make_recipe):
+    changes = {"train_dataset": [{"format": "drawn", "task": "mixed"}]}
+    with pytest.raises(ValueError, match="resumed with another data mixture: the number of sources"):
+        run.train(make_recipe(**{**interrupted, **changes}))
+
+
+def test_other_trained_parts_are_refused(interrupted, make_recipe):
+    with pytest.raises(ValueError, match="cannot resume: .*trained.*frozen"):
+        run.train(make_recipe(**{**interrupted, "language": {"mode": "frozen"}}))
+
+
+def test_a_folder_that_is_not_there(make_recipe):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        run.train(make_recipe(resume_from_checkpoint="nowhere"))

@@ -1,0 +1,144 @@
+"""What a step moves, and by how much, whatever the way the batch is cut."""
+
+import json
+
+import numpy as np
+import paddle
+import pytest
+
+from paddlemix_vl2.training import run
+from paddlemix_vl2.training.parts import part_of
+from paddlemix_vl2.training.trainer import VL2Trainer
+
+
+def parameters_of(model) -> dict[str, np.ndarray]:
+    return {name: parameter.numpy() for name, parameter in model.named_parameters()}
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Runs a recipe; returns the parameters before and after, and the gradients of every step."""
+
+    def train_(arguments):
+        seen = {}
+        make_model, finish = run.make_model, VL2Trainer.finish_gradients
+
+        def remember_model(*args):
+            seen["model"] = make_model(*args)
+            seen["before"] = parameters_of(seen["model"])
+            seen["gradients"] = []
+            return seen["model"]
+
+        def remember_gradients(trainer):
+            finish(trainer)
+            named = seen["model"].named_parameters()
+            seen["gradients"].append({n: p.grad.numpy() for n, p in named if p.grad is not None})
+
+        monkeypatch.setattr(run, "make_model", remember_model)
+        monkeypatch.setattr(VL2Trainer, "finish_gradients", remember_gradients)
+        run.train(arguments)
+        monkeypatch.undo()
+        return seen["before"], parameters_of(seen["model"]), seen["gradients"]
+
+    return train_
+
+
+MODES = [
+    ("full", "full", "frozen"),  # stage 1
+    ("full", "full", "full"),  # stages 2 and 3
+    ("frozen", "full", "frozen"),
+    ("frozen", "frozen", "full"),
+]
+
+
+@pytest.mark.parametrize("modes", MODES, ids="-".join)
+def test_a_stage_moves_what_it_names_and_nothing_else(modes, make_recipe, train):
+    modes = dict(zip(("vision", "projector", "language"), modes, strict=True))
+    before, after, _ = train(make_recipe(**{part: {"mode": mode} for part, mode in modes.items()}))
+    for name, value in before.items():
+        never = name.startswith("vision.attn_pool.") or name.endswith("e_score_correction_bias")
+        moves = modes[part_of(name)] == "full" and not never
+        assert np.array_equal(value, after[name]) != moves, name
+
+
+def test_projector_and_vision_get_gradients_through_a_frozen_language_model(make_recipe, train):
+    _, _, gradients = train(make_recipe(language={"mode": "frozen"}, max_steps=1))
+    for name in ("vision.patch_embed.proj.weight", "projector.layers.0.weight", "image_newline"):
+        assert np.abs(gradients[0][name]).max() > 0, name
+    assert not any(name.startswith("language.") for name in gradients[0])
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_accumulation_is_a_larger_batch(packing, make_recipe, train):
+    """The same four rows, in one or in four micro-batches. Packed rows hold unequal numbers of samples, and
+    balance losses are means over samples of a micro-batch, so only the next-token loss is exact there."""
+    alpha = 0.0 if packing else 0.01
+    settings = {"packing": packing, "aux_loss_alpha": alpha, "max_steps": 2}
+    *_, whole = train(make_recipe(per_device_train_batch_size=4, **settings))
+    *_, parts = train(
+        make_recipe(per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings)
+    )
+    for name, gradient in whole[0].items():
+        # Sums of float32 in another order, of gradients of about this size.
+        assert np.abs(gradient - parts[0][name]).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3), name
+
+
+def test_device_balance_losses_reach_the_router(make_recipe, train):
+    *_, without = train(make_recipe(max_steps=1))
+    settings = {"device_balance_alpha": 0.5, "communication_balance_alpha": 0.5, "balance_devices": 2}
+    *_, with_losses = train(make_recipe(max_steps=1, **settings))
+    name = "language.model.layers.1.mlp.gate.weight"
+    assert np.abs(with_losses[0][name] - without[0][name]).max() > 1e-6
+
+
+def test_the_log_has_what_is_promised(make_recipe, train):
+    arguments = make_recipe(
+        max_steps=2,
+        eval_dataset=[{"format": "drawn", "task": "mixed", "split": "test"}],
+        eval_steps=2,
+        max_evaluate_steps=1,
+        vision={"mode": "full", "learning_rate_multiplier": 0.1},
+    )
+    train(arguments)
+    with open(f"{arguments.output_dir}/metrics.jsonl", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    first = records[0]
+    assert first["lr_vision"] == pytest.approx(0.1 * first["lr_language"])
+    assert first["loss"] > 0 and first["grad_norm"] > 0 and first["tokens_per_second"] > 0
+    assert np.shape(first["load_per_layer"]) == (2, 8)
+    assert np.sum(first["load_per_layer"], axis=1) == pytest.approx([1, 1], abs=1e-3)
+    assert set(first["seconds"]) >= {"forward", "backward", "optimizer"}
+    assert any("eval_loss" in record for record in records)
+
+
+def test_the_trained_model_is_read_by_everyone(make_recipe, train):
+    arguments = make_recipe()
+    _, after, _ = train(arguments)
+    from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
+
+    model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.output_dir, dtype="float32")
+    for name, value in parameters_of(model).items():
+        assert np.array_equal(value, after[name]), name
+    assert not DeepseekVLV2Processor.from_pretrained(arguments.output_dir).mask_prompt
+
+
+def test_evaluation_is_the_mean_over_tokens(make_recipe):
+    """Against the losses of the samples one by one."""
+    arguments = make_recipe(
+        eval_dataset=[{"format": "drawn", "task": "mixed", "split": "test"}],
+        max_evaluate_steps=2,
+        per_device_eval_batch_size=3,
+    )
+    processor = run.make_processor(arguments)
+    model = run.make_model(arguments)
+    trainer = VL2Trainer(model, arguments, processor, None, run.evaluation_maker(arguments, processor))
+    reported = trainer.evaluate()["eval_loss"]
+    arguments.per_device_eval_batch_size, arguments.max_evaluate_steps = 1, 6
+    losses, counts = [], []
+    with paddle.no_grad():
+        for batch, meta in run.evaluation_maker(arguments, processor)():
+            tensors = {name: paddle.to_tensor(array) for name, array in batch.items()}
+            model.eval()
+            losses.append(float(model(**tensors).loss))
+            counts.append(meta.num_supervised)
+    assert reported == pytest.approx(np.average(losses, weights=counts), abs=1e-5)
