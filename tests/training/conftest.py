@@ -49,10 +49,10 @@ def small_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def make_recipe(small_folder, tmp_path):
-    """``make_recipe(key=value, ...)`` -> arguments that train the small model on drawn pictures."""
+def make_recipe_file(small_folder, tmp_path):
+    """``make_recipe_file(name, key=value, ...)``: a recipe that trains the small model on drawn pictures."""
 
-    def make(**changes):
+    def make(name: str = "recipe.yaml", **changes) -> Path:
         values = {
             "model_config": str(small_folder / "config.json"),
             "processor_path": str(small_folder),
@@ -69,8 +69,14 @@ def make_recipe(small_folder, tmp_path):
             "disable_tqdm": True,
             **changes,
         }
-        file = tmp_path / "recipe.yaml"
+        file = tmp_path / name
         file.write_text(yaml.safe_dump(values))
-        return load_recipe(file)
+        return file
 
     return make
+
+
+@pytest.fixture
+def make_recipe(make_recipe_file):
+    """The same, read."""
+    return lambda **changes: load_recipe(make_recipe_file(**changes))

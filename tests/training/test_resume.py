@@ -101,7 +101,7 @@ def test_other_data_are_refused(interrupted, make_recipe):
 
 
 def test_other_trained_parts_are_refused(interrupted, make_recipe):
-    with pytest.raises(ValueError, match="cannot resume: .*trained.*frozen"):
+    with pytest.raises(ValueError, match=r"cannot resume: .*trained.*frozen"):
         run.train(make_recipe(**{**interrupted, "language": {"mode": "frozen"}}))
 
 

@@ -75,9 +75,7 @@ def test_accumulation_is_a_larger_batch(packing, make_recipe, train):
     alpha = 0.0 if packing else 0.01
     settings = {"packing": packing, "aux_loss_alpha": alpha, "max_steps": 2}
     *_, whole = train(make_recipe(per_device_train_batch_size=4, **settings))
-    *_, parts = train(
-        make_recipe(per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings)
-    )
+    *_, parts = train(make_recipe(per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings))
     for name, gradient in whole[0].items():
         # Sums of float32 in another order, of gradients of about this size.
         assert np.abs(gradient - parts[0][name]).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3), name
