@@ -107,7 +107,11 @@ class DeepseekV2Attention(nn.Layer):
 
     def _split_kv_b(self) -> tuple[paddle.Tensor, paddle.Tensor]:
         """``kv_b_proj`` as [N, Dn, R], which takes queries to latents, and [N, R, Dv], latents to values."""
-        weight = self.kv_b_proj.weight.reshape([self.rank, self.num_heads, self.nope_dim + self.v_dim])
+        weight = self.kv_b_proj.weight
+        if type(self.kv_b_proj) is not nn.Linear:
+            # With an adapter, the matrix that the layer multiplies by is not its weight: ask the layer.
+            weight = self.kv_b_proj(paddle.eye(self.rank, dtype=weight.dtype))
+        weight = weight.reshape([self.rank, self.num_heads, self.nope_dim + self.v_dim])
         key_weight, value_weight = weight.split([self.nope_dim, self.v_dim], axis=-1)
         return paddle.einsum("rnd->ndr", key_weight), paddle.einsum("rnd->nrd", value_weight)
 

@@ -14,6 +14,7 @@ from paddlemix_vl2.models.cache import ModelCache
 from paddlemix_vl2.models.dot_product import HIDDEN_SCORE, Visibility
 from paddlemix_vl2.models.layers import DeepseekV2MLP, DeepseekV2RMSNorm
 from paddlemix_vl2.models.moe import DeepseekV2MoE, Routing
+from paddlemix_vl2.models.recompute import run_layer
 from paddlemix_vl2.models.rope import RotaryEmbedding
 
 
@@ -36,6 +37,7 @@ class DeepseekV2DecoderLayer(nn.Layer):
 
     def __init__(self, config: DeepseekV2Config, layer_index: int, rotary: RotaryEmbedding):
         super().__init__()
+        self.enable_recompute = False  # PaddleNLP's Trainer sets it
         attention = DeepseekV2Attention if config.use_mla else MultiHeadAttention
         self.self_attn = attention(config, rotary)
         if config.is_moe_layer(layer_index):
@@ -94,7 +96,10 @@ class DeepseekV2Model(nn.Layer):
         for index, layer in enumerate(self.layers):
             if output_hidden_states:  # kept only then: they are the memory of all layers
                 states.append(hidden)
-            hidden, routing = layer(hidden, rotary, visibility, cache.layers[index] if cache else None)
+            if cache:
+                hidden, routing = layer(hidden, rotary, visibility, cache.layers[index])
+            else:
+                hidden, routing = run_layer(layer, hidden, rotary, visibility)
             routings.append(routing)
         hidden = self.norm(hidden)
         if cache:

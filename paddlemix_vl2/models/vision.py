@@ -11,6 +11,7 @@ from paddle import nn
 
 from paddlemix_vl2.configuration import VisionEncoderConfig
 from paddlemix_vl2.models.dot_product import full_attention
+from paddlemix_vl2.models.recompute import run_layer
 
 LAYER_NORM_EPS = 1e-6
 
@@ -32,7 +33,7 @@ class VisionTransformer(nn.Layer):
         """Normalised pixels [I, 3, side, side] -> patch features [I, P, W]."""
         hidden = self.patch_embed(tiles) + self.pos_embed
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = run_layer(block, hidden)
         return self.norm(hidden)
 
 
@@ -53,6 +54,7 @@ class VisionBlock(nn.Layer):
 
     def __init__(self, config: VisionEncoderConfig):
         super().__init__()
+        self.enable_recompute = False  # PaddleNLP's Trainer sets it
         self.norm1 = nn.LayerNorm(config.width, epsilon=LAYER_NORM_EPS)
         self.attn = VisionAttention(config)
         self.norm2 = nn.LayerNorm(config.width, epsilon=LAYER_NORM_EPS)

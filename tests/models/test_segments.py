@@ -24,7 +24,9 @@ def samples(recorded_batch):
         grids = grids[grids.all(axis=1)]
         batch["labels"] = labels
         batch["images_spatial_crop"] = paddle.to_tensor(grids[None])
-        batch["images"] = recorded_batch["images"][row : row + 1, : int(grids.prod(axis=1).sum() + len(grids))]
+        batch["images"] = recorded_batch["images"][
+            row : row + 1, : int(grids.prod(axis=1).sum() + len(grids))
+        ]
         batches.append(batch)
     return batches
 
