@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add, positive = parser.add_argument, inference_cli.positive
     add("--model_path", required=True, help="checkpoint folder")
+    add("--adapter_path", metavar="FOLDER", help="LoRA adapter of that model, to answer with")
     add(
         "--samples_per_kind",
         type=positive,
@@ -39,7 +40,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--batch_size", type=positive, default=32, metavar="N", help="questions at a time (default 32)")
     add("--split", default="test", choices=["test", "train"], help="which pictures (default test)")
-    add("--kinds", nargs="+", metavar="KIND", help="only these kinds of questions")
+    add(
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help="only these kinds of questions; other_language is asked only when named",
+    )
     add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     add("--output", type=Path, metavar="FILE", help="where to write scores and answers as JSON")
@@ -54,15 +60,17 @@ def run(arguments: argparse.Namespace) -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
-        from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
-        from paddlemix_vl2.demo.questions import KINDS
+        from paddlemix_vl2 import DeepseekVLV2Processor, device
+        from paddlemix_vl2.demo.questions import EXTRA_KINDS, KINDS
         from paddlemix_vl2.demo.scoring import ScoreTable
     kinds = arguments.kinds or KINDS
-    if unknown := set(kinds) - set(KINDS):
-        raise ValueError(f"--kinds: unknown {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")
+    known = (*KINDS, *EXTRA_KINDS)
+    if unknown := set(kinds) - set(known):
+        raise ValueError(f"--kinds: unknown {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     device.set_device(arguments.device)
+    inference_cli.check_adapter(arguments.adapter_path)
     processor = DeepseekVLV2Processor.from_pretrained(arguments.model_path)
-    model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, dtype=arguments.dtype)
+    model = inference_cli.load_model(arguments.model_path, arguments.dtype, arguments.adapter_path)
     table, answers = ScoreTable(), []
     for answered in ask(model, processor, kinds, arguments):
         table.add(answered.question, answered.right)

@@ -32,6 +32,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         required=True,
         help="checkpoint folder, or a hub name like deepseek-ai/deepseek-vl2-tiny",
     )
+    add("--adapter_path", metavar="FOLDER", help="LoRA adapter of that model, to answer with")
     add(
         "--question",
         required=True,
@@ -105,7 +106,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     _check_files(arguments, pictures)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # importing Paddle warns of compilers that inference does not need
-        from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
+        from paddlemix_vl2 import DeepseekVLV2Processor, device
         from paddlemix_vl2.configuration import DeepseekVLV2Config
         from paddlemix_vl2.generation.decoding import check_lengths
         from paddlemix_vl2.generation.drawing import check_output
@@ -121,6 +122,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     if arguments.output is not None:
         check_output(arguments.output)
     opened = [open_picture(file) for file in pictures]
+    check_adapter(arguments.adapter_path)
     folder = resolve_checkpoint(arguments.model_path)
     config = DeepseekVLV2Config.from_json(folder)
     processor = DeepseekVLV2Processor.from_pretrained(folder)
@@ -133,11 +135,36 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     limit = config.language_config.max_sequence_length
     check_lengths(batch["input_ids"].shape[1], arguments.max_new_tokens, arguments.chunk_size, limit)
     say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
-    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
+    model = load_model(folder, dtype, arguments.adapter_path)
     say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
     text = stream_answer(model, batch, processor.tokenizer, arguments)
     number = getattr(arguments, "draw_on", None) or len(opened)
     show_boxes(text, opened[number - 1], arguments.output)
+
+
+def check_adapter(folder: str | None) -> None:
+    """Complain of an adapter that is not there before the model is loaded.
+
+    Raises:
+        ValueError, OSError: there is none, or one of a kind that is not supported.
+    """
+    if folder is not None:
+        from paddlemix_vl2.training.adapters import read_config
+
+        read_config(folder)
+
+
+def load_model(folder: str | Path, dtype: str, adapter: str | None = None):
+    """The model, with its adapter where one is given. It is not merged into the weights: in 16 bits these
+    could not hold small changes."""
+    from paddlemix_vl2 import DeepseekVLV2ForCausalLM
+
+    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
+    if adapter is None:
+        return model
+    from paddlemix_vl2.training.adapters import load_adapter
+
+    return load_adapter(model, adapter)
 
 
 def stream_answer(model, batch: dict, tokenizer, arguments: argparse.Namespace) -> str:

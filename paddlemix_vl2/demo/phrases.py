@@ -75,6 +75,11 @@ PROMPTS = {
         "en": ("What is in the {0} picture?", "What does the {0} picture show?"),
         "zh": ("{0}张图里是什么？", "{0}张图有什么？"),
     },
+    # {0} is a question of another row
+    "other_language": {
+        "en": ("{0} Answer in Chinese.", "{0} Say it in Chinese."),
+        "zh": ("{0}请用英语回答。", "{0}用英语怎么说？"),
+    },
 }
 
 ORDINALS = {"en": ("first", "second", "third"), "zh": ("第一", "第二", "第三")}
@@ -94,6 +99,16 @@ def translate(name: str, language: str) -> str:
     """
     names = {**SHAPES, **COLORS, **POSITIONS}
     return names[name] if language == "zh" else name
+
+
+def in_other_language(name: str) -> str:
+    """The Chinese of an English name of the vocabulary, and the other way round.
+
+    >>> in_other_language("red"), in_other_language("左上")
+    ('红色', 'top left')
+    """
+    chinese = {**SHAPES, **COLORS, **POSITIONS}
+    return {**chinese, **{value: key for key, value in chinese.items()}}[name]
 
 
 def position_name(cell: int, language: str) -> str:

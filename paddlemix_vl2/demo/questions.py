@@ -35,6 +35,8 @@ KINDS = (
     "chart_value",
     "compare",
 )
+# In no training task of the demo model: fine-tuning teaches them.
+EXTRA_KINDS = ("other_language",)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Question:
     """A question and its answer, without the pictures.
 
     Attributes:
-        kind: one of ``KINDS``.
+        kind: one of ``KINDS`` or ``EXTRA_KINDS``.
         language: "en" or "zh".
         about: names the fact that is asked for; questions with the same one, in whatever words and language,
             have the same answer.
@@ -57,7 +59,7 @@ class Question:
 
 def ask(rng: np.random.Generator, subject: Subject, kind: str, language: str) -> Question | None:
     """A question of this kind; None where the subject has none with one right answer."""
-    asker = _ASKERS[type(subject)].get(kind)
+    asker = _ASKERS[type(subject)].get(kind) or _EXTRA_ASKERS.get((type(subject), kind))
     found = asker(rng, subject, language) if asker else None
     if found is None:
         return None
@@ -67,7 +69,7 @@ def ask(rng: np.random.Generator, subject: Subject, kind: str, language: str) ->
 
 
 def kinds_of(subject: type) -> tuple[str, ...]:
-    """The kinds that may be asked about a type of subject."""
+    """The kinds, not counting the extra ones, that may be asked about a type of subject."""
     return tuple(_ASKERS[subject])
 
 
@@ -197,6 +199,14 @@ def _count_things(rng, scene: Scene, language: str) -> _Found:
     return "count", asked, str(colors.count(color)), color
 
 
+def _other_language(rng, scene: Scene, language: str) -> _Found:
+    """A question in one language that is to be answered in the other."""
+    asker = pick(rng, (_color_of_thing, _shape_of_thing, _position_of_thing))
+    row, asked, answer, about = asker(rng, scene, language)
+    inner = pick(rng, phrases.PROMPTS[row][language]).format(asked)
+    return "other_language", inner, phrases.in_other_language(answer), f"{row} {about}"
+
+
 # ---- cards with text ----
 
 
@@ -297,3 +307,4 @@ _ASKERS = {
     },
     Pair: {"compare": _compare, "describe": _describe},
 }
+_EXTRA_ASKERS = {(Scene, "other_language"): _other_language}

@@ -15,6 +15,7 @@ from PIL import Image
 from paddlemix_vl2.demo import scenes
 from paddlemix_vl2.demo.drawing import draw_all
 from paddlemix_vl2.demo.questions import (
+    EXTRA_KINDS,
     KINDS,
     READING,
     Question,
@@ -22,8 +23,9 @@ from paddlemix_vl2.demo.questions import (
     describe,
     describe_with_boxes,
     kinds_of,
+    parts_of,
 )
-from paddlemix_vl2.demo.scenes import Chart, Pair, Scene, Subject, TextCard, pick, pick_weighted
+from paddlemix_vl2.demo.scenes import TILE, Chart, Pair, Scene, Subject, TextCard, pick, pick_weighted
 from paddlemix_vl2.demo.vocabulary import LANGUAGES
 from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, IMAGE_TOKEN, USER_TOKEN
 
@@ -35,8 +37,12 @@ SUBJECTS: dict[str, Callable[[np.random.Generator], Subject]] = {
     "compare": scenes.make_pair,
 }
 TASKS = (*SUBJECTS, "words", "mixed", "caption")
+# Not among TASKS: the demo model's vocabulary is made from those, in their order.
+EXTRA_TASKS = ("simple", "other_language")
 
 _MIXED = {"scene": 0.45, "text": 0.30, "chart": 0.10, "compare": 0.15}
+# extra task or kind -> what its pictures show
+_EXTRA_SUBJECTS = {"other_language": "scene"}
 _TYPES = {"scene": Scene, "text": TextCard, "chart": Chart, "compare": Pair}
 _WEIGHTS = {
     Scene: {
@@ -79,8 +85,9 @@ def make_sample(task: str, split: str, index: int) -> dict:
 
     Args:
         task: "scene", "text", "chart", "compare": questions about such pictures; "mixed": one of these;
-            "caption": all kinds of pictures, one turn that tells everything; "words": what a picture shows is
-            told instead of shown.
+            "caption": all kinds of pictures, one turn that tells everything; "simple": the same of a single
+            thing or text; "words": what a picture shows is told instead of shown; "other_language": questions
+            that are to be answered in the other language.
         split: "train" or "test".
 
     Returns:
@@ -90,9 +97,14 @@ def make_sample(task: str, split: str, index: int) -> dict:
     Raises:
         ValueError: unknown task or split.
     """
-    if task not in TASKS or split not in SPLITS:
-        raise ValueError(f"no task {task!r} of split {split!r}; tasks: {', '.join(TASKS)}")
+    if task not in (*TASKS, *EXTRA_TASKS) or split not in SPLITS:
+        raise ValueError(f"no task {task!r} of split {split!r}; tasks: {', '.join((*TASKS, *EXTRA_TASKS))}")
     rng = _generator(task, split, index)
+    if task == "simple":
+        return _make_simple(rng, split)
+    if task in EXTRA_TASKS:
+        subject = _make_subject(rng, _EXTRA_SUBJECTS[task], split)
+        return {"messages": _messages(_ask_turns(rng, subject, weights={task: 1.0}), draw_all(subject))}
     name = task if task in SUBJECTS else pick_weighted(rng, _MIXED)
     subject = _make_subject(rng, name, split)
     if task == "words":
@@ -101,16 +113,30 @@ def make_sample(task: str, split: str, index: int) -> dict:
     return {"messages": _messages(turns, draw_all(subject))}
 
 
+def _make_simple(rng: np.random.Generator, split: str) -> dict:
+    """One thing, or one word or number, on a picture of one tile, and one turn that tells it."""
+    name, kind = ("scene", "describe") if rng.random() < 0.65 else ("text", "read")
+    while True:
+        subject = _make_subject(rng, name, split)
+        if subject.size == (TILE, TILE) and len(parts_of(subject)) == 1:
+            turn = ask(rng, subject, kind, pick(rng, LANGUAGES))
+            return {"messages": _messages([turn], draw_all(subject))}
+
+
 def make_question(kind: str, split: str, index: int, language: str) -> tuple[list[Image.Image], Question]:
     """One question of a kind with its pictures, for evaluation; always the same for the same arguments.
 
     Raises:
         ValueError: unknown kind, split or language.
     """
-    if kind not in KINDS or split not in SPLITS or language not in LANGUAGES:
-        raise ValueError(f"no kind {kind!r} of split {split!r} in {language!r}; kinds: {', '.join(KINDS)}")
+    kinds = (*KINDS, *EXTRA_KINDS)
+    if kind not in kinds or split not in SPLITS or language not in LANGUAGES:
+        raise ValueError(f"no kind {kind!r} of split {split!r} in {language!r}; kinds: {', '.join(kinds)}")
     rng = _generator("question", kind, split, index, language)
-    weights = {name: _MIXED[name] for name, type_ in _TYPES.items() if kind in kinds_of(type_)}
+    if kind in EXTRA_KINDS:
+        weights = {_EXTRA_SUBJECTS[kind]: 1.0}
+    else:
+        weights = {name: _MIXED[name] for name, type_ in _TYPES.items() if kind in kinds_of(type_)}
     question = None
     while question is None:
         subject = _make_subject(rng, pick_weighted(rng, weights), split)
@@ -143,9 +169,16 @@ def split_of(subject: Subject) -> str:
     return "train" if zlib.crc32(repr(shown).encode()) % _ONE_IN_TEST else "test"
 
 
-def _ask_turns(rng: np.random.Generator, subject: Subject, left_out: tuple[str, ...] = ()) -> list[Question]:
-    """Questions about different facts, in random order within :func:`_rank`."""
-    weights = {kind: weight for kind, weight in _WEIGHTS[type(subject)].items() if kind not in left_out}
+def _ask_turns(
+    rng: np.random.Generator,
+    subject: Subject,
+    left_out: tuple[str, ...] = (),
+    weights: dict[str, float] | None = None,
+) -> list[Question]:
+    """Questions about different facts, in random order within :func:`_rank`; of the kinds in ``weights``, or
+    of the usual ones of such a subject."""
+    weights = weights or _WEIGHTS[type(subject)]
+    weights = {kind: weight for kind, weight in weights.items() if kind not in left_out}
     low, high = _TURNS[type(subject)]
     count = int(rng.integers(low, high + 1))
     turns: list[Question] = []

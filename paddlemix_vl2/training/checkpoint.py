@@ -3,6 +3,7 @@
 ::
 
     config.json, *.safetensors, tokenizer and processor files    the model, as every example reads it
+    (lora_config.json, peft_model*, in place of the model's      the adapter, where parts train in mode lora)
     optimizer.pdopt, scheduler.pdparams                          moments under the parameters' paths
     rng_state.pdparams                                           generators of Python, numpy and Paddle
     trainer_state.json, run_state.json                           step; geometry, data mixture, next draw
@@ -23,6 +24,8 @@ from paddle import nn
 from paddlemix_vl2 import checkpoints
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.processing.json_files import read_object, write_object
+from paddlemix_vl2.training import adapters
+from paddlemix_vl2.training.parts import named_parameters
 
 PREFIX = "checkpoint-"
 OPTIMIZER_FILE = "optimizer.pdopt"
@@ -70,20 +73,27 @@ def remove_oldest(output_dir: str | Path, keep: int | None) -> None:
 
 
 def write_model(model: nn.Layer, processor: DeepseekVLV2Processor, folder: Path) -> None:
-    """The model in the published layout and its processor's files."""
-    model.save_pretrained(folder)
+    """The model in the published layout, or its adapters where it has some, and its processor's files."""
+    if adapters.is_adapted(model):
+        adapters.write_adapter(model, folder)
+    else:
+        model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
 
 def read_model(model: nn.Layer, folder: Path) -> None:
-    """Fill the model from the checkpoint, in the dtype of its weights."""
+    """Fill the model from the checkpoint, in the dtype of its weights; what is frozen beside adapters is that
+    of the base model."""
+    if adapters.is_adapted(model):
+        adapters.read_adapter(model, folder)
+        return
     checkpoints.load_checkpoint(model, model.config, folder, dtype=model.weight_dtype)
 
 
 def write_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, folder: Path) -> None:
     """Moments and master weights under the paths of the parameters: Paddle's own names count the layers that
     a process has built, and differ in the next one."""
-    paths = {parameter.name: path for path, parameter in model.named_parameters()}
+    paths = {parameter.name: path for path, parameter in named_parameters(model)}
     state = {}
     for key, value in optimizer.state_dict().items():
         if key == "master_weights":
@@ -96,7 +106,7 @@ def write_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, fold
 
 def read_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, folder: Path) -> None:
     """The counterpart of :func:`write_optimizer`."""
-    names = {path: parameter.name for path, parameter in model.named_parameters()}
+    names = {path: parameter.name for path, parameter in named_parameters(model)}
     state = {}
     for key, value in paddle.load(str(folder / OPTIMIZER_FILE)).items():
         if key == "master_weights":
@@ -174,7 +184,7 @@ def geometry(model: nn.Layer) -> dict[str, list[int]]:
         json.dumps(
             {
                 path: [*parameter.shape, "frozen" if parameter.stop_gradient else "trained"]
-                for path, parameter in model.named_parameters()
+                for path, parameter in named_parameters(model)
             }
         )
     )

@@ -17,10 +17,10 @@ def example(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def demo_checkpoint(tmp_path_factory, tokenizer_folders) -> Path:
-    """The checkpoint of ``make demo``."""
+def random_checkpoint(tmp_path_factory, tokenizer_folders) -> Path:
+    """A small model with the published tokenizer and tiles, and random weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    config = ROOT / "configs" / "model" / "demo.json"
+    config = Path(__file__).with_name("small_config.json")
     tokenizer = tokenizer_folders["128k"] / "tokenizer.json"
     tool = _load_tool("make_random_checkpoint")
     assert tool.main([str(config), str(folder), "--tokenizer", str(tokenizer)]) == 0

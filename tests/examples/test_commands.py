@@ -42,12 +42,12 @@ def test_a_documented_command_parses_and_its_pictures_exist(example, monkeypatch
     assert [picture for picture in pictures if not (ROOT / picture).is_file()] == []
 
 
-def test_the_snippet_of_the_readme_runs(demo_checkpoint, monkeypatch, capsys):
+def test_the_snippet_of_the_readme_runs(random_checkpoint, monkeypatch, capsys):
     (snippet,) = re.findall(
         r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
     )
     assert snippet.count('"deepseek-ai/deepseek-vl2-tiny"') == 1
-    snippet = snippet.replace('"deepseek-ai/deepseek-vl2-tiny"', repr(str(demo_checkpoint)))
+    snippet = snippet.replace('"deepseek-ai/deepseek-vl2-tiny"', repr(str(random_checkpoint)))
     snippet = snippet.replace("max_new_tokens=64", "max_new_tokens=4")
     monkeypatch.chdir(ROOT)
     names = {}

@@ -15,19 +15,19 @@ TOKENS = 8
 
 
 @pytest.fixture(scope="module")
-def processor(demo_checkpoint):
-    return DeepseekVLV2Processor.from_pretrained(demo_checkpoint)
+def processor(random_checkpoint):
+    return DeepseekVLV2Processor.from_pretrained(random_checkpoint)
 
 
 @pytest.fixture(scope="module")
-def model(demo_checkpoint):
-    return DeepseekVLV2ForCausalLM.from_pretrained(demo_checkpoint)
+def model(random_checkpoint):
+    return DeepseekVLV2ForCausalLM.from_pretrained(random_checkpoint)
 
 
 @pytest.fixture
-def run(example, demo_checkpoint, capsys):
+def run(example, random_checkpoint, capsys):
     def run_script(name, *flags):
-        common = ["--model_path", demo_checkpoint, "--question", QUESTION, "--max_new_tokens", TOKENS]
+        common = ["--model_path", random_checkpoint, "--question", QUESTION, "--max_new_tokens", TOKENS]
         assert example(name).main([str(flag) for flag in [*common, *flags]]) == 0
         return capsys.readouterr().out
 

@@ -47,10 +47,10 @@ def fake_model(monkeypatch):
 
 
 @pytest.fixture
-def run(example, demo_checkpoint, fake_model, capsys):
+def run(example, random_checkpoint, fake_model, capsys):
     """Run a script; its exit code, standard output and standard error lines."""
 
-    def run_script(name, *flags, model_path=demo_checkpoint):
+    def run_script(name, *flags, model_path=random_checkpoint):
         capsys.readouterr()
         code = example(name).main(["--model_path", str(model_path), *map(str, flags)])
         captured = capsys.readouterr()
@@ -300,10 +300,10 @@ def test_an_output_that_cannot_be_written_is_said_before_the_model_runs(run, fak
         assert (code, out, len(err)) == (2, "", 1) and message in err[0]
 
 
-def test_processor_and_model_must_cut_tiles_alike(run, demo_checkpoint, tmp_path):
-    for file in demo_checkpoint.iterdir():
+def test_processor_and_model_must_cut_tiles_alike(run, random_checkpoint, tmp_path):
+    for file in random_checkpoint.iterdir():
         (tmp_path / file.name).symlink_to(file)
-    settings = json.loads((demo_checkpoint / "processor_config.json").read_text())
+    settings = json.loads((random_checkpoint / "processor_config.json").read_text())
     (tmp_path / "processor_config.json").unlink()
     (tmp_path / "processor_config.json").write_text(json.dumps({**settings, "downsample_ratio": 3}))
     flags = ["--image_file", SHAPES, "--question", "What?"]
