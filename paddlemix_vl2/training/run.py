@@ -6,7 +6,7 @@ from pathlib import Path
 import paddle
 from paddle import distributed, nn
 
-from paddlemix_vl2 import device
+from paddlemix_vl2 import device, hub
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.data import (
     BatchLoader,
@@ -18,7 +18,8 @@ from paddlemix_vl2.data import (
 )
 from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
 from paddlemix_vl2.processing import DeepseekVLV2Processor
-from paddlemix_vl2.training import checkpoint
+from paddlemix_vl2.training import checkpoint, plan
+from paddlemix_vl2.training.lora import add_adapters, wants_adapters
 from paddlemix_vl2.training.parts import initialize, set_trainable
 from paddlemix_vl2.training.recipe import VL2TrainingArguments
 from paddlemix_vl2.training.trainer import VL2Trainer
@@ -40,6 +41,7 @@ def train(arguments: VL2TrainingArguments) -> Path:
     resume_from = find_resume(arguments)
     processor = make_processor(arguments)
     sources = open_sources(arguments.train_dataset, "train_dataset")
+    make_evaluation = evaluation_maker(arguments, processor)
     fingerprint = data_fingerprint(sources, arguments.seed)
     paddle.seed(arguments.seed)
     model = make_model(arguments)
@@ -49,7 +51,6 @@ def train(arguments: VL2TrainingArguments) -> Path:
         checkpoint.check_geometry(state["geometry"], model, resume_from)
         check_fingerprint(state["data"], fingerprint)
         start = next_draw(state["next_indices"])
-    make_evaluation = evaluation_maker(arguments, processor)
     with make_loader(arguments, processor, sources, start) as loader:
         trainer = VL2Trainer(
             model,
@@ -98,18 +99,21 @@ def supervising(processor: DeepseekVLV2Processor, arguments: VL2TrainingArgument
 
 
 def make_model(arguments: VL2TrainingArguments) -> nn.Layer:
-    """The model to train, with what trains marked."""
+    """The model to train, with adapters where the recipe wants them, and what trains marked."""
     if arguments.model_name_or_path:
+        folder = hub.resolve_checkpoint(arguments.model_name_or_path)
+        plan.check_balance(DeepseekVLV2Config.from_json(folder), arguments)
         dtype = "bfloat16" if arguments.bf16 else "float32"
-        model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_name_or_path, dtype=dtype)
+        model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
     else:
         config = DeepseekVLV2Config.from_json(arguments.model_config)
+        plan.check_balance(config, arguments)
         model = DeepseekVLV2ForCausalLM(config)
         initialize(model, config.language_config.initializer_range)
     if arguments.aux_loss_alpha is not None:
         model.config.language_config.aux_loss_alpha = arguments.aux_loss_alpha
     set_trainable(model, arguments)
-    return model
+    return add_adapters(model, arguments) if wants_adapters(arguments) else model
 
 
 def open_sources(entries: list[dict], key: str) -> list:

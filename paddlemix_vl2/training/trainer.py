@@ -159,7 +159,7 @@ class VL2Trainer(Trainer):
 
     @property
     def _config(self):
-        return getattr(self.model, "model", self.model).config
+        return self.model.config  # also through PaddleNLP's LoRAModel
 
     def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
         """The model itself: gradients are averaged in :meth:`finish_gradients`, where parameters without a
