@@ -16,6 +16,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["paddlemix_vl2", "paddlemix_vl2.*"]),
+    package_data={"paddlemix_vl2.demo": ["checkpoint/*"]},
     install_requires=[
         "paddlenlp==3.0.0b4",
         # paddlenlp 3.0.0b4 does not import with newer releases of these two.

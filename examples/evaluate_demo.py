@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add, positive = parser.add_argument, inference_cli.positive
-    add("--model_path", required=True, help="checkpoint folder")
+    add("--model_path", default=str(inference_cli.DEMO_CHECKPOINT), help="checkpoint folder (default: the demo)")
     add("--adapter_path", metavar="FOLDER", help="LoRA adapter of that model, to answer with")
     add(
         "--samples_per_kind",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 IMAGE_TOKEN = "<image>"
+DEMO_CHECKPOINT = Path(__file__).resolve().parents[1] / "paddlemix_vl2" / "demo" / "checkpoint"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -29,8 +30,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--model_path",
-        required=True,
-        help="checkpoint folder, or a hub name like deepseek-ai/deepseek-vl2-tiny",
+        default=str(DEMO_CHECKPOINT),
+        help="checkpoint folder, or a hub name like deepseek-ai/deepseek-vl2-tiny (default: the small model "
+        "that comes with the package)",
     )
     add("--adapter_path", metavar="FOLDER", help="LoRA adapter of that model, to answer with")
     add(

@@ -228,8 +228,8 @@ def make(*arguments):
 @pytest.mark.parametrize(
     ("target", "commands"),
     [
-        ("demo", ["venv", ".[cpu,demo]", "configs/model/demo.json", "examples/single_image_infer.py"]),
-        ("test", [".[cpu,demo,test]", "ruff check", "ruff format --check", "tokenizers/100k", "-m pytest"]),
+        ("demo", ["venv", ".[cpu]", "examples/single_image_infer.py"]),
+        ("test", [".[cpu,test]", "ruff check", "ruff format --check", "tokenizers/100k", "-m pytest"]),
     ],
 )
 def test_the_two_commands_of_the_readme_are_targets(target, commands):
@@ -238,7 +238,3 @@ def test_the_two_commands_of_the_readme_are_targets(target, commands):
     assert result.returncode == 0, result.stderr
     assert [command for command in commands if command not in result.stdout] == []
 
-
-def test_the_demo_says_that_its_answer_is_random():
-    output = make("demo").stdout
-    assert "This checkpoint is random" in output and "so is its answer" in output

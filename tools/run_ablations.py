@@ -5,7 +5,7 @@
 Runs, one after the other, two processes each, from the checkpoints of ``make train-demo``:
 
     as released       from stage 1, balance loss 0.001
-    without stage 1   the vision tower begins from nothing together with the rest
+    without stage 1   from the first looks straight to everything
     no balance loss   aux_loss_alpha 0
     loss-free         aux_loss_alpha 0, a correction bias per expert instead (noaux_tc, arXiv 2408.15664)
 
@@ -33,7 +33,7 @@ NAMES = ("as released", "without stage 1", "no balance loss", "loss-free")
 def changes_of(name: str, work: Path) -> list[str]:
     """The recipe's values that a run changes."""
     if name == "without stage 1":
-        return [f"model_name_or_path={work / 'stage0'}"]
+        return [f"model_name_or_path={work / 'stage0_look'}"]
     if name == "no balance loss":
         return ["aux_loss_alpha=0.0"]
     if name == "loss-free":
@@ -92,13 +92,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("work", type=Path, help="folder with stage0 and stage1 of make train-demo")
+    parser.add_argument("work", type=Path, help="folder with stage0_look and stage1 of make train-demo")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run (default 200)")
     parser.add_argument("--processes", type=int, default=2, help="of each run (default 2)")
     parser.add_argument("--output", type=Path, help="file for the table")
     arguments = parser.parse_args(argv)
     work = arguments.work.resolve()
-    for stage in ("stage0", "stage1"):
+    for stage in ("stage0_look", "stage1"):
         if not (work / stage / "config.json").is_file():
             print(f"error: {work / stage}: no checkpoint there; make train-demo writes it", file=sys.stderr)
             return 2

@@ -1,0 +1,75 @@
+"""Draw the pictures of examples/images: scenes of the demo's test split, large.
+
+    python tools/draw_examples.py examples/images
+
+prints each file and what it shows.
+"""
+
+import argparse
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from paddlemix_vl2.demo import scenes
+from paddlemix_vl2.demo.drawing import draw
+from paddlemix_vl2.demo.questions import describe, parts_of
+from paddlemix_vl2.demo.samples import split_of
+
+SCALE = 4
+SMALL, LARGE = (scenes.TILE, scenes.TILE), (2 * scenes.TILE, 2 * scenes.TILE)
+
+
+def scene(size: tuple[int, int], *looks: tuple[str, str]) -> Callable:
+    return lambda rng: scenes.scene_of(rng, size, list(looks))
+
+
+def card(rng: np.random.Generator):
+    while len((subject := scenes.make_card(rng)).items) != 3:
+        pass
+    return subject
+
+
+def chart(rng: np.random.Generator):
+    while len((subject := scenes.make_chart(rng)).bars) != 4 or subject.size != LARGE:
+        pass
+    return subject
+
+
+PICTURES = {
+    "shapes": scene(LARGE, ("circle", "red"), ("square", "blue"), ("triangle", "green"), ("star", "orange")),
+    "red_circle": scene(SMALL, ("circle", "red")),
+    "blue_square": scene(SMALL, ("square", "blue")),
+    "words": card,
+    "chart": chart,
+}
+
+
+def find(name: str):
+    """The first one that belongs to the test split."""
+    seeds = itertools.count()
+    while split_of(subject := PICTURES[name](np.random.default_rng(next(seeds)))) != "test":
+        pass
+    return subject
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args(argv).folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PICTURES:
+        subject = find(name)
+        temporary, file = folder / f".{name}.partial.png", folder / f"{name}.png"
+        draw(subject, SCALE).save(temporary, optimize=True)
+        temporary.replace(file)
+        print(f"{file}: {describe(subject, 'en')} ({len(parts_of(subject))} parts)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
