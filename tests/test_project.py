@@ -212,6 +212,8 @@ def test_the_demo_config_has_the_keys_of_a_published_one():
         json.loads((ROOT / f"configs/model/{name}.json").read_text()) for name in ("small", "demo")
     )
     assert small.keys() == demo.keys()
+    # The published models begin with trained weights, the demo with random ones of this size.
+    del demo["language_config"]["initializer_range"]
     for part in ("vision_config", "projector_config", "language_config"):
         assert small[part].keys() == demo[part].keys()
 
@@ -237,4 +239,3 @@ def test_the_two_commands_of_the_readme_are_targets(target, commands):
     result = make(target)
     assert result.returncode == 0, result.stderr
     assert [command for command in commands if command not in result.stdout] == []
-

@@ -9,7 +9,7 @@ from paddlemix_vl2.demo import samples, scenes
 from paddlemix_vl2.demo.questions import KINDS
 from paddlemix_vl2.demo.samples import TASKS, make_question, make_sample, prompt_messages, split_of
 
-WITH_PICTURES = [task for task in TASKS if task != "words"]
+WITH_PICTURES = [*(task for task in TASKS if task != "words"), "simple"]
 TEXTS = ("<|User|>", "<|Assistant|>")
 
 
@@ -26,7 +26,7 @@ def fingerprint(sample):
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "simple"])
 def test_a_sample_depends_on_its_arguments_only(task):
     first = [fingerprint(make_sample(task, "train", index)) for index in range(8)]
     np.random.default_rng(0).random()
@@ -155,3 +155,13 @@ def test_wrong_names():
     for arguments in [("color", "test", 0, "en"), ("colour", "dev", 0, "en"), ("colour", "test", 0, "de")]:
         with pytest.raises(ValueError, match=r"kinds: describe"):
             make_question(*arguments)
+
+
+def test_simple_pictures_are_one_tile_with_one_thing_that_is_told():
+    answers = set()
+    for index in range(40):
+        sample = make_sample("simple", "train", index)
+        (picture,) = pictures_of(sample)
+        assert picture.size == (84, 84) and len(sample["messages"]) == 2
+        answers.add(sample["messages"][1]["content"])
+    assert any("circle" in answer for answer in answers) and any("圆形" in answer for answer in answers)
