@@ -5,6 +5,7 @@ from pathlib import Path
 
 import paddle
 from paddle import distributed, nn
+from paddlenlp.utils.log import logger
 
 from paddlemix_vl2 import device, hub
 from paddlemix_vl2.configuration import DeepseekVLV2Config
@@ -37,6 +38,7 @@ def train(arguments: VL2TrainingArguments) -> Path:
         FileNotFoundError, ValueError: a file of the recipe is not there or not right, or the checkpoint to
             resume from is of another model or other data; nothing has been trained then.
     """
+    logger.set_level("INFO")  # PaddleNLP lists all of its settings otherwise
     device.flush_denormals()
     resume_from = find_resume(arguments)
     processor = make_processor(arguments)

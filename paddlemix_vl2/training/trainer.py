@@ -186,6 +186,7 @@ class VL2Trainer(Trainer):
             logs, record = self._step_logs(logs)
         super().log(logs, **kwargs)
         if self.is_world_process_zero():
+            self._draw_router(record)
             line = json.dumps({**logs, **record, "global_step": self.state.global_step})
             with open(Path(self.args.output_dir) / METRICS_FILE, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -216,6 +217,18 @@ class VL2Trainer(Trainer):
         self.seconds.clear()
         self._tokens = 0
         return logs, record
+
+    def _draw_router(self, record: dict) -> None:
+        """The router's statistics layer by layer in VisualDL, where it is on."""
+        writers = [getattr(callback, "vdl_writer", None) for callback in self.callback_handler.callbacks]
+        step = self.state.global_step
+        for writer in filter(None, writers):
+            for name in ("max_vio", "entropy"):
+                for layer, value in enumerate(record.get(f"{name}_per_layer", [])):
+                    writer.add_scalar(f"router/{name}/mixture_layer_{layer}", value, step)
+            for layer, loads in enumerate(record.get("load_per_layer", [])):
+                for expert, load in enumerate(loads):
+                    writer.add_scalar(f"router/load/mixture_layer_{layer}/expert_{expert}", load, step)
 
     # ---- evaluation ----
 

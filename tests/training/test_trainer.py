@@ -1,6 +1,7 @@
 """What a step moves, and by how much, whatever the way the batch is cut."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -140,3 +141,16 @@ def test_evaluation_is_the_mean_over_tokens(make_recipe):
             losses.append(float(model(**tensors).loss))
             counts.append(meta.num_supervised)
     assert reported == pytest.approx(np.average(losses, weights=counts), abs=1e-5)
+
+
+def test_visualdl_gets_the_router_layer_by_layer(make_recipe, train):
+    from visualdl import LogReader
+
+    arguments = make_recipe(max_steps=1, report_to="visualdl")
+    train(arguments)
+    (file,) = Path(arguments.output_dir).glob("runs/*/vdlrecords*")
+    tags = LogReader(file_path=str(file)).tags()  # path of the file and tag -> kind
+    scalars = {
+        tag.split(f"{file.name}/")[1].replace("%", "/") for tag, kind in tags.items() if kind == "scalar"
+    }
+    assert {"train/loss", "router/max_vio/mixture_layer_1", "router/load/mixture_layer_0/expert_7"} <= scalars
