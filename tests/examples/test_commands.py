@@ -24,13 +24,28 @@ def all_commands():
     return commands_in("\n".join([(ROOT / "README.md").read_text(encoding="utf-8"), *docstrings]))
 
 
+def script(command):
+    return Path(command[1]).stem
+
+
+INFERENCE = [command for command in all_commands() if script(command) in SCRIPTS]
+TRAINING = [command for command in all_commands() if script(command) == "train"]
+
+
 def test_all_commands_are_found():
-    commands = all_commands()
-    assert len(commands) == 8
-    assert {Path(command[1]).stem for command in commands} == set(SCRIPTS)
+    assert len(INFERENCE) == 8 and len(TRAINING) == 2
+    assert {script(command) for command in all_commands()} == {*SCRIPTS, "train", "merge_lora"}
 
 
-@pytest.mark.parametrize("command", all_commands(), ids=lambda command: f"{command[1]} {len(command)}")
+@pytest.mark.parametrize("command", TRAINING, ids=lambda command: command[2])
+def test_a_documented_training_can_be_planned(example, monkeypatch, command, capsys):
+    monkeypatch.chdir(ROOT)
+    flags = [flag for flag in command[2:] if flag != "--dry_run"]
+    assert example("train").main([*flags, "--dry_run"]) == 0
+    assert "memory" in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize("command", INFERENCE, ids=lambda command: f"{command[1]} {len(command)}")
 def test_a_documented_command_parses_and_its_pictures_exist(example, monkeypatch, command):
     seen = []
     monkeypatch.setattr(

@@ -57,3 +57,26 @@ def test_ablations_are_summed_up_from_the_log(load_tool, tmp_path, capsys):
     assert tool.summarize(tmp_path) == (3.0, 1.0, 1.5)
     assert tool.main([str(tmp_path)]) == 2
     assert "no checkpoint there; make train-demo writes it" in capsys.readouterr().err
+
+
+def test_a_trained_model_is_packed(load_tool, golden, tmp_path):
+    """Rounded to bfloat16, and otherwise the same; with the processor's files and the curves."""
+    processor = tmp_path / "processor"
+    load_tool("make_demo_processor").main([str(processor)])
+    trained = tmp_path / "trained"
+    model = DeepseekVLV2ForCausalLM.from_pretrained(golden / "mla_greedy", dtype="float32", progress=False)
+    model.save_pretrained(trained)
+    DeepseekVLV2Processor.from_pretrained(processor).save_pretrained(trained)
+    run = tmp_path / "run"
+    run.mkdir()
+    keys = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "max_vio", "entropy")
+    records = [{"global_step": step, **dict.fromkeys(keys, 0.1 * step)} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    packed = tmp_path / "packed"
+    assert load_tool("pack_demo").main([str(trained), str(packed), "--runs", str(run)]) == 0
+    assert Image.open(packed / "curves.png").size[0] > 100
+    again = DeepseekVLV2ForCausalLM.from_pretrained(packed, dtype="float32", progress=False)
+    for (name, before), after in zip(model.named_parameters(), again.parameters(), strict=True):
+        rounded = before if name.endswith("e_score_correction_bias") else before.astype("bfloat16")
+        assert bool((rounded.astype("float32") == after).all()), name
+    assert DeepseekVLV2Processor.from_pretrained(packed).tile_size == 84
