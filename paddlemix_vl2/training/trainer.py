@@ -25,7 +25,7 @@ from paddlemix_vl2.models.balance import (
 )
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.training import checkpoint
-from paddlemix_vl2.training.balance import RouterLoads, update_bias
+from paddlemix_vl2.training.balance import RouterLoads, gates, update_bias
 from paddlemix_vl2.training.gradients import average_gradients, gradient_norm
 from paddlemix_vl2.training.optimizer import make_optimizer, make_schedule
 from paddlemix_vl2.training.parts import trained
@@ -165,6 +165,10 @@ class VL2Trainer(Trainer):
         """The model itself: gradients are averaged in :meth:`finish_gradients`, where parameters without a
         gradient (experts that no token chose, vision on text) are known."""
         return model
+
+    def _decorate_exclude_layers(self, model: nn.Layer) -> list[nn.Layer]:
+        """Routers stay in float32 when the rest is cast: the steps of their bias are lost in 16 bits."""
+        return gates(model)
 
     # ---- optimizer ----
 
