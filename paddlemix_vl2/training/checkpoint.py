@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 from paddle import nn
+from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
 from paddlemix_vl2 import checkpoints
 from paddlemix_vl2.processing import DeepseekVLV2Processor
@@ -166,6 +167,11 @@ def read_run_state(folder: Path) -> dict:
     if not (folder / RUN_STATE_FILE).is_file():
         raise FileNotFoundError(f"{folder}: no {RUN_STATE_FILE}; this is no checkpoint of a training run")
     return read_object(folder / RUN_STATE_FILE)
+
+
+def read_step(folder: Path) -> int:
+    """Optimizer steps before the checkpoint."""
+    return read_object(folder / TRAINER_STATE_NAME)["global_step"]
 
 
 def check_geometry(old: dict, model: nn.Layer, folder: Path) -> None:

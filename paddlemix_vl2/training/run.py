@@ -52,6 +52,8 @@ def train(arguments: VL2TrainingArguments) -> Path:
         state = checkpoint.read_run_state(resume_from)
         checkpoint.check_geometry(state["geometry"], model, resume_from)
         check_fingerprint(state["data"], fingerprint)
+        if checkpoint.read_step(resume_from) >= arguments.max_steps:
+            return finish(model, processor, arguments, resume_from)
         start = next_draw(state["next_indices"])
     with make_loader(arguments, processor, sources, start) as loader:
         trainer = VL2Trainer(
@@ -64,6 +66,16 @@ def train(arguments: VL2TrainingArguments) -> Path:
         )
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         trainer.save_model()
+    return Path(arguments.output_dir)
+
+
+def finish(model, processor, arguments: VL2TrainingArguments, last: Path) -> Path:
+    """A run whose last step is in the checkpoint ``last``: only the trained model may be missing. PaddleNLP's
+    loop would train a step more."""
+    logger.info(f"{last} holds the last step already")
+    checkpoint.read_model(model, last)
+    if distributed.get_rank() == 0:
+        checkpoint.write_model(model, processor, Path(arguments.output_dir))
     return Path(arguments.output_dir)
 
 

@@ -108,3 +108,13 @@ def test_other_trained_parts_are_refused(interrupted, make_recipe):
 def test_a_folder_that_is_not_there(make_recipe):
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         run.train(make_recipe(resume_from_checkpoint="nowhere"))
+
+
+def test_a_finished_run_is_not_trained_further(make_recipe):
+    settings = {"max_steps": 2, "save_steps": 1}
+    folder = run.train(make_recipe(**settings))
+    trained = tensors_of(folder)
+    (folder / "model.safetensors").unlink()
+    run.train(make_recipe(resume_from_checkpoint="auto", **settings))
+    assert_same(trained, tensors_of(folder))
+    assert checkpoint.last_checkpoint(folder).name == "checkpoint-2"
