@@ -114,11 +114,11 @@ def make_sample(task: str, split: str, index: int) -> dict:
 
 
 def _make_simple(rng: np.random.Generator, split: str) -> dict:
-    """One thing, or one word or number, on a picture of one tile, and one turn that tells it."""
-    name, kind = ("scene", "describe") if rng.random() < 0.65 else ("text", "read")
+    """One thing, or one word or number, on a picture of one or two tiles, and one turn that tells it."""
+    name, kind = ("scene", "describe") if rng.random() < 0.5 else ("text", "read")
     while True:
         subject = _make_subject(rng, name, split)
-        if subject.size == (TILE, TILE) and len(parts_of(subject)) == 1:
+        if subject.size[1] == TILE and len(parts_of(subject)) == 1:
             turn = ask(rng, subject, kind, pick(rng, LANGUAGES))
             return {"messages": _messages([turn], draw_all(subject))}
 

@@ -224,7 +224,7 @@ def make_card(rng: np.random.Generator) -> TextCard:
     if size == (TILE, TILE):
         columns, rows = 1, 1
     elif size == (2 * TILE, TILE):
-        columns, rows = pick(rng, ((1, 1), (2, 1), (1, 2)))
+        columns, rows = pick(rng, ((1, 1), (1, 1), (2, 1), (1, 2)))
     else:
         columns, rows = 1, int(rng.integers(2, 4))
     width, height = size[0] // columns, size[1] // rows
@@ -246,10 +246,11 @@ def _make_item(rng: np.random.Generator, cell: Box, height_share: float) -> Text
     Args:
         height_share: how much of the room above and below it is above, 0 to 1.
     """
-    text = pick(rng, WORDS) if rng.random() < 0.6 else str(int(rng.integers(10 ** int(rng.integers(1, 4)))))
+    text = pick(rng, WORDS) if rng.random() < 0.6 else str(int(rng.integers(10 ** int(rng.integers(1, 3)))))
     color, font = pick(rng, TEXT_COLORS), pick(rng, FONTS)
     left, top, width, height = cell
-    for size in range(int(rng.integers(24, 35)), _SMALLEST_FONT - 1, -1):
+    # As large as fits, or a little smaller: a letter then covers one image token or more.
+    for size in range(int(rng.integers(36, 57)), _SMALLEST_FONT - 1, -1):
         ink = letters(text, font, size)
         if ink.width + 2 * _GAP <= width and ink.height + 2 * _GAP <= height:
             x = left + int(rng.integers(_GAP, width - ink.width - _GAP + 1))

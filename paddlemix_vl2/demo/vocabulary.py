@@ -61,10 +61,8 @@ POSITIONS = {
 }
 
 _WORDS = """
-apple baby bank bird boat book bread bridge cake cat chair city cloud coffee cow desk dog door egg farm fish
-flower fox garden gift glass guitar hand hat horse house ice jacket key king lake lamp lemon lion milk moon
-music night ocean paper park piano queen rain river road salt ship snow sun table tea tiger tree water wind
-wood zebra
+apple bird boat book bread cake cat city cloud desk dog door fish fox hand hat house ice king lake lemon milk
+moon night park queen rain river ship snow tree zebra
 """
 WORDS = tuple(_WORDS.split())
 
@@ -74,6 +72,4 @@ FONTS = (
     "DejaVuSans-Bold.ttf",
     "DejaVuSerif.ttf",
     "DejaVuSansMono.ttf",
-    "STIXGeneral.ttf",
-    "STIXGeneralBol.ttf",
 )
