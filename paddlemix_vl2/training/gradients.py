@@ -42,7 +42,16 @@ def _buckets(parameters: list[paddle.Tensor]) -> list[list[paddle.Tensor]]:
 
 
 @paddle.no_grad()
-def gradient_norm(parameters: list[paddle.Tensor]) -> float:
-    """The norm over all parameters, before clipping."""
+def clip_gradients(parameters: list[paddle.Tensor], max_norm: float) -> float:
+    """Scale all gradients, in place, so that the norm over all of them is at most ``max_norm`` (0: any).
+    Paddle's own clipping looks at one parameter group of the optimizer at a time.
+
+    Returns:
+        the norm before.
+    """
     squares = [parameter.grad.astype("float32").square().sum() for parameter in parameters]
-    return float(paddle.add_n(squares).sqrt())
+    norm = float(paddle.add_n(squares).sqrt())
+    if 0 < max_norm < norm:
+        for parameter in parameters:
+            parameter.grad.scale_(max_norm / norm)
+    return norm

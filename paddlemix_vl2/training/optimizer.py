@@ -63,6 +63,5 @@ def make_optimizer(
             }
             for (part, decays), parameters in groups.items()
         ],
-        grad_clip=nn.ClipGradByGlobalNorm(arguments.max_grad_norm) if arguments.max_grad_norm > 0 else None,
         multi_precision=arguments.bf16,
     )

@@ -26,7 +26,7 @@ from paddlemix_vl2.models.balance import (
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.training import checkpoint
 from paddlemix_vl2.training.balance import RouterLoads, gates, update_bias
-from paddlemix_vl2.training.gradients import average_gradients, gradient_norm
+from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
 from paddlemix_vl2.training.optimizer import make_optimizer, make_schedule
 from paddlemix_vl2.training.parts import trained
 from paddlemix_vl2.training.recipe import VL2TrainingArguments
@@ -134,12 +134,11 @@ class VL2Trainer(Trainer):
         return total / args.gradient_accumulation_steps
 
     def finish_gradients(self) -> None:
-        """Before the optimizer: one gradient for all processes."""
+        """Before the optimizer: one gradient for all processes, clipped."""
         begin = time.perf_counter()
         parameters = [parameter for _, parameter in trained(self.model)]
         average_gradients(parameters, self.args.world_size)
-        if (self.state.global_step + 1) % self.args.logging_steps == 0:
-            self._gradient_norm = gradient_norm(parameters)
+        self._gradient_norm = clip_gradients(parameters, self.args.max_grad_norm)
         self._optimizer_begin = begin
 
     def finish_step(self) -> None:
