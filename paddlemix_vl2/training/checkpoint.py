@@ -33,6 +33,7 @@ OPTIMIZER_FILE = "optimizer.pdopt"
 SCHEDULER_FILE = "scheduler.pdparams"
 RANDOM_FILE = "rng_state.pdparams"
 RUN_STATE_FILE = "run_state.json"
+_MASTER = "_fp32_master_0"  # what Paddle appends to the name of a 16-bit weight's float32 copy
 _ACCUMULATORS = ("_moment1_0", "_moment2_0", "_beta1_pow_acc_0", "_beta2_pow_acc_0")
 
 
@@ -101,7 +102,8 @@ def write_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, fold
             state[key] = {paths[name]: tensor for name, tensor in value.items()}
         elif key != "LR_Scheduler":
             name, accumulator = _split_key(key)
-            state[f"{paths[name]} {accumulator}"] = value
+            # Of 16-bit weights, the moments are those of the float32 copy.
+            state[f"{paths[name.removesuffix(_MASTER)]} {accumulator}"] = value
     paddle.save(state, str(folder / OPTIMIZER_FILE))
 
 
@@ -109,13 +111,16 @@ def read_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, folde
     """The counterpart of :func:`write_optimizer`."""
     names = {path: parameter.name for path, parameter in named_parameters(model)}
     state = {}
-    for key, value in paddle.load(str(folder / OPTIMIZER_FILE)).items():
-        if key == "master_weights":
-            state[key] = {names[path]: tensor for path, tensor in value.items()}
-            continue
+    saved = paddle.load(str(folder / OPTIMIZER_FILE))
+    masters = saved.pop("master_weights", {})
+    for path, tensor in masters.items():
+        tensor.name = names[path] + _MASTER
+    if masters:
+        state["master_weights"] = {names[path]: tensor for path, tensor in masters.items()}
+    for key, value in saved.items():
         path, accumulator = key.split(" ")
-        state[names[path] + accumulator] = value
-        value.name = names[path] + accumulator
+        value.name = names[path] + (_MASTER if path in masters else "") + accumulator
+        state[value.name] = value
     optimizer.set_state_dict(state)
 
 

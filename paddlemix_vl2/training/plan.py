@@ -70,6 +70,11 @@ def check_balance(config: DeepseekVLV2Config, arguments: VL2TrainingArguments) -
             f"bias_update_speed is {arguments.bias_update_speed:g}, but this model routes by "
             f"{language.topk_method}: only noaux_tc has a bias to move"
         )
+    if arguments.bias_update_speed and arguments.language.mode == "frozen":
+        raise ValueError(
+            f"bias_update_speed is {arguments.bias_update_speed:g}, but the language model is frozen and the "
+            "bias a part of it"
+        )
     if (language.n_routed_experts or 0) % arguments.balance_devices:
         raise ValueError(
             f"balance_devices is {arguments.balance_devices}; it must divide the model's "

@@ -27,10 +27,21 @@ _DEGREES = (
     "sharding_degree",
 )
 _REFUSED = ("sharding", "to_static", "unified_checkpoint", "use_async_save", "load_best_model_at_end", "fp16")
+# The keys of PaddleNLP that do here what they say; others would do nothing or break what this trainer does.
+_NAMES = """
+output_dir max_steps per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps
+learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type warmup_ratio
+warmup_steps logging_dir logging_first_step logging_steps save_strategy save_steps save_total_limit seed bf16
+amp_custom_black_list amp_custom_white_list recompute eval_steps max_evaluate_steps dataloader_num_workers
+run_name disable_tqdm report_to resume_from_checkpoint skip_memory_metrics
+"""
+_HONOURED = tuple(_NAMES.split())
 # Keys of PaddleNLP that would do nothing, and what counts in their place.
 _WITHOUT_EFFECT = {
     "num_train_epochs": "max_steps says how long to train",
     "optim": "the optimizer is AdamW",
+    "evaluation_strategy": "eval_dataset and eval_steps say when to evaluate",
+    "ignore_data_skip": "data go on where they stopped",
 }
 _AT_LEAST_ONE = (
     "max_seq_length",
@@ -40,6 +51,7 @@ _AT_LEAST_ONE = (
     "logging_steps",
     "save_steps",
     "balance_devices",
+    "save_total_limit",
 )
 _AT_LEAST_ZERO = (
     "learning_rate",
@@ -201,6 +213,11 @@ class VL2TrainingArguments(TrainingArguments):
                 value = getattr(self, name)
                 if not (math.isfinite(value) and value >= least):
                     raise ValueError(f"{name} is {value}; it must be at least {least}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.adam_epsilon <= 0:
+            raise ValueError(f"adam_epsilon is {self.adam_epsilon}; it must be above 0")
 
 
 def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2TrainingArguments:
@@ -226,10 +243,13 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
     for override in overrides:
         _apply(values, override)
     known = {entry.name: entry for entry in dataclasses.fields(VL2TrainingArguments) if entry.init}
+    own = known.keys() - {entry.name for entry in dataclasses.fields(TrainingArguments)}
     for key, value in values.items():
         check_key(key, known, path)
         if key in _WITHOUT_EFFECT:
             raise ValueError(f"{path}: {key} has no effect here: {_WITHOUT_EFFECT[key]}")
+        if key not in (*own, *_HONOURED, *_DEGREES, *_REFUSED):
+            raise ValueError(f"{path}: {key} of PaddleNLP's Trainer has no effect here; take it out")
         values[key] = _number(value, known[key].type, f"{path}: {key}")
     try:
         return VL2TrainingArguments(**values)

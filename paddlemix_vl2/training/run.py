@@ -41,6 +41,7 @@ def train(arguments: VL2TrainingArguments) -> Path:
     logger.set_level("INFO")  # PaddleNLP lists all of its settings otherwise
     device.flush_denormals()
     resume_from = find_resume(arguments)
+    check_folder(arguments, resume_from)
     processor = make_processor(arguments)
     sources = open_sources(arguments.train_dataset, "train_dataset")
     make_evaluation = evaluation_maker(arguments, processor)
@@ -85,6 +86,16 @@ def next_draw(next_indices: list[int]) -> int:
     if len(next_indices) == distributed.get_world_size():
         return next_indices[distributed.get_rank()]
     return min(next_indices)
+
+
+def check_folder(arguments: VL2TrainingArguments, resume_from: Path | None) -> None:
+    """ValueError where a new run would mix its checkpoints with those of an old one."""
+    found = checkpoint.last_checkpoint(arguments.output_dir)
+    if found and (resume_from is None or resume_from.parent.resolve() != found.parent.resolve()):
+        raise ValueError(
+            f"{found} is of another run: resume_from_checkpoint=auto goes on with it; for a new run choose "
+            "another output_dir or remove the checkpoints there"
+        )
 
 
 def find_resume(arguments: VL2TrainingArguments) -> Path | None:

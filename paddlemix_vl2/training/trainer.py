@@ -25,7 +25,7 @@ from paddlemix_vl2.models.balance import (
 )
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.training import checkpoint
-from paddlemix_vl2.training.balance import RouterLoads, gates, update_bias
+from paddlemix_vl2.training.balance import RouterLoads, gates, most_devices, update_bias
 from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
 from paddlemix_vl2.training.optimizer import make_optimizer, make_schedule
 from paddlemix_vl2.training.parts import trained
@@ -128,8 +128,8 @@ class VL2Trainer(Trainer):
         for routing in routings:
             layer = routing.scores, routing.experts, segments, args.balance_devices
             total = total + args.device_balance_alpha * device_balance_loss(*layer)
-            sent_to = min(args.balance_devices, config.topk_group or 1, config.num_experts_per_tok)
-            communication = communication_balance_loss(*layer, devices_per_token=sent_to)
+            most = most_devices(config, args.balance_devices)
+            communication = communication_balance_loss(*layer, devices_per_token=most)
             total = total + args.communication_balance_alpha * communication
         return total / args.gradient_accumulation_steps
 

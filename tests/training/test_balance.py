@@ -4,8 +4,9 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix_vl2.configuration import DeepseekV2Config
 from paddlemix_vl2.models.moe import Routing
-from paddlemix_vl2.training.balance import RouterLoads, gates, update_bias
+from paddlemix_vl2.training.balance import RouterLoads, gates, most_devices, update_bias
 from paddlemix_vl2.training.run import make_model
 
 
@@ -50,3 +51,23 @@ def test_the_bias_levels_a_skewed_router(make_recipe):
     course = [max_vio_then_update() for _ in range(400)]
     assert course[0] > 1.5
     assert course[-1] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({"n_group": 1, "topk_group": 1, "num_experts_per_tok": 6}, 6),  # the published models: no limit
+        ({"n_group": 8, "topk_group": 3, "num_experts_per_tok": 6, "topk_method": "group_limited_greedy"}, 3),
+        ({"n_group": 4, "topk_group": 2, "num_experts_per_tok": 6, "topk_method": "noaux_tc"}, 4),
+        ({"n_group": 8, "topk_group": 3, "num_experts_per_tok": 2, "topk_method": "noaux_tc"}, 2),
+    ],
+)
+def test_devices_that_a_token_may_reach(changes, most):
+    """Of eight devices; the second row is DeepSeek-V2, whose M is 3."""
+    assert most_devices(DeepseekV2Config(**changes), num_devices=8) == most
+
+
+def test_a_model_without_experts_has_no_statistics():
+    loads = RouterLoads()
+    loads.add((), paddle.ones([1, 3], "int64"))
+    assert loads.loads is None

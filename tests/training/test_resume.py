@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 
 from paddlemix_vl2.training import checkpoint, run
@@ -118,3 +119,39 @@ def test_a_finished_run_is_not_trained_further(make_recipe):
     run.train(make_recipe(resume_from_checkpoint="auto", **settings))
     assert_same(trained, tensors_of(folder))
     assert checkpoint.last_checkpoint(folder).name == "checkpoint-2"
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(make_recipe):
+    settings = {"max_steps": 1, "save_steps": 1}
+    folder = run.train(make_recipe(**settings))
+    with pytest.raises(
+        ValueError, match="checkpoint-1 is of another run: resume_from_checkpoint=auto goes on"
+    ):
+        run.train(make_recipe(**settings))
+    assert checkpoint.last_checkpoint(folder).name == "checkpoint-1"
+
+
+def test_moments_of_16_bit_weights_survive_a_round_trip(tmp_path):
+    """AdamW keeps them under the name of the float32 copy; the second model's layers have other names."""
+
+    def make():
+        layer = paddle.nn.Linear(4, 3)
+        layer.to(dtype="bfloat16")
+        return layer, paddle.optimizer.AdamW(parameters=layer.parameters(), multi_precision=True)
+
+    (first, saved), (second, restored) = make(), make()
+    saved._create_accumulators(
+        paddle.base.framework.default_main_program().global_block(), first.parameters()
+    )
+    for number, tensor in enumerate(saved.state_dict()["master_weights"].values()):
+        tensor.set_value(paddle.full(tensor.shape, number + 0.25))
+    saved._accumulators["moment1"][first.weight.name + "_fp32_master_0"].set_value(paddle.full([4, 3], 7.0))
+    checkpoint.write_optimizer(first, saved, tmp_path)
+    checkpoint.read_optimizer(second, restored, tmp_path)
+    restored._create_accumulators(
+        paddle.base.framework.default_main_program().global_block(), second.parameters()
+    )
+    state = restored.state_dict()
+    assert [float(tensor.mean()) for tensor in state["master_weights"].values()] == [0.25, 1.25]
+    moment = state[f"{second.weight.name}_fp32_master_0_moment1_0"]
+    assert float(moment.mean()) == 7.0
