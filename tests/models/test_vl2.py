@@ -20,8 +20,9 @@ def test_a_frozen_language_model_still_trains_vision_and_projector(golden_model,
         model(**recorded_batch).loss.backward()
         for name, parameter in model.named_parameters():
             expects = not name.startswith(("language.", "vision.attn_pool."))
-            assert (parameter.grad is not None) == expects, name
-            assert not expects or float(parameter.grad.abs().sum()) > 0, name
+            # Zeros may be left where an earlier test had gradients.
+            has_gradient = parameter.grad is not None and bool(parameter.grad.any())
+            assert has_gradient == expects, name
     finally:
         for parameter in model.parameters():
             parameter.stop_gradient = trained[parameter.name]

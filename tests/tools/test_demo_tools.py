@@ -16,7 +16,7 @@ def test_the_example_pictures_are_what_the_tool_draws(load_tool, tmp_path):
     for name in tool.PICTURES:
         drawn, committed = (
             np.asarray(Image.open(folder / f"{name}.png"), np.int16)
-            for folder in (tmp_path, tool.Path(__file__).parents[2] / "examples" / "images")
+            for folder in (tmp_path, tool.Path(__file__).parents[2] / "examples" / "images" / "drawn")
         )
         # Another release of Pillow may round the edges of letters and shapes another way.
         assert np.abs(drawn - committed).mean() < 1, name
