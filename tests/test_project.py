@@ -21,19 +21,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "paddlemix_vl2"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-SHARED = {"configuration", "image_layout", "device", "hub", "costs"}
+SHARED = {"configuration", "image_layout", "device", "hub", "costs", "keys"}
 # What each part of the package may import of it. A new part needs a row.
 MAY_IMPORT = {
     "image_layout": set(),
     "device": set(),
     "hub": set(),
+    "keys": set(),
     "configuration": {"image_layout"},
     "costs": {"configuration"},
     "processing": SHARED,
     "checkpoints": SHARED,
     "generation": SHARED,
     "demo": {"configuration", "image_layout", "processing", "generation"},
-    "data": {"configuration", "image_layout", "processing", "demo"},
+    "data": {"configuration", "image_layout", "keys", "processing", "generation", "demo"},
     "models": SHARED | {"checkpoints", "generation"},
     "training": SHARED | {"checkpoints", "data", "models", "processing"},
     "__init__": {"device"},

@@ -14,15 +14,13 @@ import warnings
 from collections.abc import Iterable
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
     from paddlemix_vl2.configuration import DeepseekV2Config, DeepseekVLV2Config
     from paddlemix_vl2.generation.decoding import check_lengths
-    from paddlemix_vl2.generation.drawing import check_output, save_picture
+    from paddlemix_vl2.generation.drawing import check_output
     from paddlemix_vl2.hub import resolve_checkpoint
     from paddlemix_vl2.processing.pictures import open_picture
     from paddlemix_vl2.training.balance import RouterLoads
@@ -31,6 +29,7 @@ with warnings.catch_warnings():
     import paddle
 
 # Beside this file.
+from plotting import OneLineParser, exit_code, save_figure, say
 from router_figure import WIDE_FONTS, PictureViews, Reading, cover, draw, escape, installed_fonts, readable
 
 EXAMPLE_TEXT = (
@@ -39,26 +38,12 @@ EXAMPLE_TEXT = (
 )
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one line, without the usage text in front."""
-
-    def error(self, message: str):
-        raise ValueError(f"{message}; --help lists the flags")
-
-
 def main(argv: list[str] | None = None) -> int:
-    try:
-        run(make_parser().parse_args(argv))
-    except (ValueError, OSError) as error:
-        say("error: " + " ".join(str(error).split()))
-        return 2
-    return 0
+    return exit_code(lambda: run(make_parser().parse_args(argv)))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(__doc__)
     add = parser.add_argument
     add("--model_path", required=True, help="checkpoint folder or hub name")
     add("--image_file", metavar="FILE", help="a picture; it stands in front of the text")
@@ -68,10 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     add("--output", required=True, metavar="FILE", help="the figure, as .png, .jpg or .webp")
     return parser
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -95,10 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     reading = read(model, processor.batchify([sample]), layers, layer)
     labels, fonts = label_tokens(processor.tokenizer, reading.token_ids[~reading.is_image])
     views = None if picture is None else picture_views(processor, sample)
-    figure = draw(reading, labels, fonts, views)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    save_picture(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), arguments.output)
+    save_figure(draw(reading, labels, fonts, views), arguments.output)
 
 
 def choose_layer(language: DeepseekV2Config, wanted: int | None) -> tuple[list[int], int]:

@@ -7,7 +7,6 @@ MaxVio and entropy of the router, and tokens per second. The steps of a stage go
 ended.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -16,15 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from PIL import Image
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
-    from paddlemix_vl2.generation.drawing import check_output, save_picture
+    # Beside this file.
+    from plotting import OneLineParser, exit_code, save_figure
+
+    from paddlemix_vl2.generation.drawing import check_output
 
 METRICS_FILE = "metrics.jsonl"  # as VL2Trainer writes it
 SCALARS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "max_vio", "entropy")
@@ -45,30 +44,17 @@ class Stage:
         return self.begin + max(self.records)
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one line, without the usage text in front."""
-
-    def error(self, message: str):
-        raise ValueError(f"{message}; --help lists the flags")
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = OneLineParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    return exit_code(lambda: run(argv))
+
+
+def run(argv: list[str] | None) -> None:
+    parser = OneLineParser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="output_dir of a run")
     parser.add_argument("--output", required=True, metavar="FILE", help="the figure, as .png, .jpg or .webp")
-    try:
-        arguments = parser.parse_args(argv)
-        check_output(arguments.output)
-        figure = draw(join_stages(arguments.folders))
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        save_picture(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), arguments.output)
-    except (ValueError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    return 0
+    arguments = parser.parse_args(argv)
+    check_output(arguments.output)
+    save_figure(draw(join_stages(arguments.folders)), arguments.output)
 
 
 # ---- reading ----

@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image
 
+from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, format_boxes
 from paddlemix_vl2.processing.conversation import ASSISTANT, ROLES, SYSTEM, USER, build_pieces
 from paddlemix_vl2.processing.pictures import open_picture
 from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, GROUNDING_TOKENS, IMAGE_TOKEN, USER_TOKEN
 
-LARGEST_COORDINATE = 999
 _PUBLISHED_ROLES = {SYSTEM: SYSTEM, USER: USER_TOKEN, ASSISTANT: ASSISTANT_TOKEN}
 _LLAVA_ROLES = {"human": USER_TOKEN, "gpt": ASSISTANT_TOKEN, "system": SYSTEM}
 _KINDS = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
@@ -111,16 +111,6 @@ def _plain_text(entry: dict) -> str:
 
 
 # ---- boxes ----
-
-
-def format_boxes(label: str, boxes: list[list[int]]) -> str:
-    """Boxes as the model writes them.
-
-    >>> format_boxes("dog", [[0, 0, 999, 500]])
-    '<|ref|>dog<|/ref|><|det|>[[0, 0, 999, 500]]<|/det|>'
-    """
-    ref, end_ref, det, end_det, _ = GROUNDING_TOKENS
-    return f"{ref}{label}{end_ref}{det}{boxes}{end_det}"
 
 
 def _from_grounding(entry: dict, folder: str, read: bool) -> list[dict]:

@@ -1,6 +1,5 @@
 """Sources of samples: described by a few fields, opened and checked once, read by number."""
 
-import difflib
 import math
 import os
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from paddlemix_vl2.data.files import IndexedFile
 from paddlemix_vl2.data.formats import read_entry, share_pictures
 from paddlemix_vl2.data.record import BrokenSample, Record
+from paddlemix_vl2.keys import check_key
 
 FILE_FORMATS = ("llava", "messages", "grounding", "text")
 DRAWN = "drawn"
@@ -76,12 +76,8 @@ class SourceSpec:
         """
         if not isinstance(mapping, Mapping):
             raise ValueError(f"{where}: a source is a mapping with a format, not {type(mapping).__name__}")
-        known = [field.name for field in fields(cls)]
         for key in mapping:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-                raise ValueError(f"{where}: unknown key {key!r} ({hint})")
+            check_key(key, [field.name for field in fields(cls)], where)
         if "format" not in mapping:
             raise ValueError(f"{where}: format is missing; use one of {', '.join(FORMATS)}")
         foreign = _ONLY_FILES if mapping["format"] == DRAWN else _ONLY_DRAWN

@@ -21,8 +21,8 @@ from paddlemix_vl2.demo.scenes import (
     pick,
 )
 from paddlemix_vl2.demo.vocabulary import COLORS, PLURALS, SHAPES
+from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, format_boxes
 
-LARGEST_COORDINATE = 999
 CLOSED = ("colour", "shape", "count", "position")
 READING = ("read", "read_number", "read_line")
 KINDS = (
@@ -144,7 +144,7 @@ def located(name: str, box: Box, size: Size) -> str:
     """
     # Rounded up, since the reader rounds down to pixels: it finds the same pixel again.
     values = [ceil(value * LARGEST_COORDINATE / size[i % 2]) for i, value in enumerate(box)]
-    return f"<|ref|>{name}<|/ref|><|det|>[[{', '.join(map(str, values))}]]<|/det|>"
+    return format_boxes(name, [values])
 
 
 # ---- scenes ----

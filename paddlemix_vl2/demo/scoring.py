@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from paddlemix_vl2.demo.questions import CLOSED, LARGEST_COORDINATE, READING, Question
+from paddlemix_vl2.demo.questions import CLOSED, READING, Question
 from paddlemix_vl2.demo.vocabulary import LANGUAGES
-from paddlemix_vl2.generation.grounding import parse_boxes
+from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, parse_boxes
 
 LEAST_OVERLAP = 0.5
 GROUPS = {"closed questions": CLOSED, "reading": READING, "grounding": ("ground",)}

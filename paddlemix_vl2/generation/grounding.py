@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from paddlemix_vl2.generation.drawing import LabeledBox, draw_boxes, save_picture
 
-__all__ = ["Grounding", "LabeledBox", "draw_boxes", "parse_boxes", "save_picture"]
+__all__ = ["Grounding", "LabeledBox", "draw_boxes", "format_boxes", "parse_boxes", "save_picture"]
 
 LARGEST_COORDINATE = 999
 
@@ -31,6 +31,15 @@ class Grounding:
 
     objects: list[LabeledBox] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+def format_boxes(label: str, boxes: list[list[int]]) -> str:
+    """Boxes as the model writes them; integers from 0 to 999.
+
+    >>> format_boxes("dog", [[0, 0, 999, 500]])
+    '<|ref|>dog<|/ref|><|det|>[[0, 0, 999, 500]]<|/det|>'
+    """
+    return f"{_REF}{label}{_END_REF}{_DET}{boxes}{_END_DET}"
 
 
 def parse_boxes(text: str, image_size: tuple[int, int]) -> Grounding:

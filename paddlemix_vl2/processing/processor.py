@@ -11,7 +11,6 @@ Mirrors ``DeepseekVLV2Processor`` of the published code; the settings are the ke
 ``processor_config.json``.
 """
 
-import difflib
 import inspect
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from PIL import Image
 
 from paddlemix_vl2.hub import resolve_checkpoint
 from paddlemix_vl2.image_layout import num_image_tokens, tokens_per_side
+from paddlemix_vl2.keys import check_key
 from paddlemix_vl2.processing.batching import Sample, pad_samples, to_paddle
 from paddlemix_vl2.processing.conversation import Piece, build_pieces
 from paddlemix_vl2.processing.json_files import read_object, write_object
@@ -360,12 +360,8 @@ def _setting_names() -> list[str]:
 
 
 def _check_keys(values: dict, place) -> None:
-    known = _setting_names()
     for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-            raise ValueError(f"{place}: unknown key {key!r} ({hint})")
+        check_key(key, _setting_names(), place)
 
 
 def _check_channels(name: str, values: Sequence[float]) -> tuple[float, ...]:

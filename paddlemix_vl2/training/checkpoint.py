@@ -12,7 +12,6 @@ A folder is written under a temporary name and renamed when it is whole, so that
 saves has its last checkpoint still.
 """
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -189,13 +188,9 @@ def check_geometry(old: dict, model: nn.Layer, folder: Path) -> None:
             )
 
 
-def geometry(model: nn.Layer) -> dict[str, list[int]]:
+def geometry(model: nn.Layer) -> dict[str, list[int | str]]:
     """Shape and, where it trains, a mark, of every parameter: ``{"path": [..., "trained"]}``."""
-    return json.loads(
-        json.dumps(
-            {
-                path: [*parameter.shape, "frozen" if parameter.stop_gradient else "trained"]
-                for path, parameter in named_parameters(model)
-            }
-        )
-    )
+    return {
+        path: [*parameter.shape, "frozen" if parameter.stop_gradient else "trained"]
+        for path, parameter in named_parameters(model)
+    }

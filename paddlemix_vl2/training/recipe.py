@@ -5,7 +5,6 @@ An unknown key is an error that names the nearest known one; there is no other w
 """
 
 import dataclasses
-import difflib
 import math
 import os
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import yaml
 from paddlenlp.trainer import TrainingArguments
 
 from paddlemix_vl2 import device
+from paddlemix_vl2.keys import check_key
 
 MODES = ("full", "lora", "frozen")
 SCHEDULES = ("cosine", "constant", "step")
@@ -245,7 +245,7 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
     known = {entry.name: entry for entry in dataclasses.fields(VL2TrainingArguments) if entry.init}
     own = known.keys() - {entry.name for entry in dataclasses.fields(TrainingArguments)}
     for key, value in values.items():
-        check_key(key, known, path)
+        check_key(key, sorted(known), path)
         if key in _WITHOUT_EFFECT:
             raise ValueError(f"{path}: {key} has no effect here: {_WITHOUT_EFFECT[key]}")
         if key not in (*own, *_HONOURED, *_DEGREES, *_REFUSED):
@@ -255,15 +255,6 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
         return VL2TrainingArguments(**values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def check_key(key: str, known, where) -> None:
-    """ValueError with the nearest known key where ``key`` is not one."""
-    if key in known:
-        return
-    near = difflib.get_close_matches(str(key), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-    raise ValueError(f"{where}: unknown key {key!r} ({hint})")
 
 
 def _apply(values: dict, override: str) -> None:
@@ -286,7 +277,7 @@ def _typed(kind: type, values: Any, where: str):
         raise ValueError(f"{where} is {values!r}; it is a section with keys of its own")
     known = {entry.name: entry for entry in dataclasses.fields(kind)}
     for key in values:
-        check_key(key, known, where)
+        check_key(key, sorted(known), where)
     return kind(**{key: _number(value, known[key].type, f"{where}.{key}") for key, value in values.items()})
 
 

@@ -1,6 +1,7 @@
 """Builds model, data and trainer from a recipe, and trains."""
 
 import copy
+import itertools
 from pathlib import Path
 
 import paddle
@@ -148,19 +149,15 @@ def open_sources(entries: list[dict], key: str) -> list:
 
 def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start: int) -> BatchLoader:
     """Training batches of this process, from draw ``start`` on."""
-    weights = [source.spec.weight for source in sources]
-    return BatchLoader(
+    return _load(
+        arguments,
+        processor,
         sources,
-        Mixture([len(source) for source in sources], weights, arguments.seed),
-        supervising(processor, arguments),
         batch_size=arguments.per_device_train_batch_size,
-        sequence_length=arguments.max_seq_length,
         packing=arguments.packing,
         too_long=arguments.too_long,
         num_workers=arguments.dataloader_num_workers,
         start=start,
-        rank=distributed.get_rank(),
-        world_size=distributed.get_world_size(),
         accumulation=arguments.gradient_accumulation_steps,
     )
 
@@ -171,20 +168,23 @@ def evaluation_maker(arguments: VL2TrainingArguments, processor):
         return None
     sources = open_sources(arguments.eval_dataset, "eval_dataset")
     steps = arguments.max_evaluate_steps if arguments.max_evaluate_steps > 0 else 16
-    weights = [source.spec.weight for source in sources]
 
     def batches():
-        loader = BatchLoader(
-            sources,
-            Mixture([len(source) for source in sources], weights, arguments.seed),
-            supervising(processor, arguments),
-            batch_size=arguments.per_device_eval_batch_size,
-            sequence_length=arguments.max_seq_length,
-            rank=distributed.get_rank(),
-            world_size=distributed.get_world_size(),
-        )
-        with loader:
-            for _ in range(steps):
-                yield next(loader)
+        with _load(arguments, processor, sources, batch_size=arguments.per_device_eval_batch_size) as loader:
+            yield from itertools.islice(loader, steps)
 
     return batches
+
+
+def _load(arguments: VL2TrainingArguments, processor, sources: list, **settings) -> BatchLoader:
+    """This process's share of the sources' mixture, supervised as the recipe says."""
+    weights = [source.spec.weight for source in sources]
+    return BatchLoader(
+        sources,
+        Mixture([len(source) for source in sources], weights, arguments.seed),
+        supervising(processor, arguments),
+        sequence_length=arguments.max_seq_length,
+        rank=distributed.get_rank(),
+        world_size=distributed.get_world_size(),
+        **settings,
+    )

@@ -29,7 +29,7 @@ from paddlemix_vl2.training.balance import RouterLoads, gates, most_devices, upd
 from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
 from paddlemix_vl2.training.optimizer import make_optimizer, make_schedule
 from paddlemix_vl2.training.parts import trained
-from paddlemix_vl2.training.recipe import VL2TrainingArguments
+from paddlemix_vl2.training.recipe import PARTS, VL2TrainingArguments
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -87,6 +87,8 @@ class VL2Trainer(Trainer):
         model.train()
         meta = inputs.pop("meta")
         self._note(meta)
+        if step_control == 0:  # the same for all micro-batches of a step
+            self._step_supervised = _sum_over_processes(meta.step_supervised, self.args.world_size)
         inputs = self._prepare_inputs(inputs)
         with self.autocast_smart_context_manager():
             loss = self._micro_loss(model, inputs, meta)
@@ -107,8 +109,7 @@ class VL2Trainer(Trainer):
         """
         output = model(**inputs)
         accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
-        supervised = _sum_over_processes(meta.step_supervised, processes)
-        by_tokens = meta.num_supervised * processes / max(supervised, 1)
+        by_tokens = meta.num_supervised * processes / max(self._step_supervised, 1)
         self.router.add(output.routings or (), inputs["segment_ids"])
         loss = output.loss * by_tokens
         balance = self._device_balance(output.routings, inputs["segment_ids"])
@@ -123,12 +124,12 @@ class VL2Trainer(Trainer):
         args = self.args
         if not routings or not (args.device_balance_alpha or args.communication_balance_alpha):
             return 0.0
-        config = self._config.language_config
+        # model.config is the base model's also through PaddleNLP's LoRAModel.
+        most = most_devices(self.model.config.language_config, args.balance_devices)
         segments, total = number_segments(segment_ids), 0.0
         for routing in routings:
             layer = routing.scores, routing.experts, segments, args.balance_devices
             total = total + args.device_balance_alpha * device_balance_loss(*layer)
-            most = most_devices(config, args.balance_devices)
             communication = communication_balance_loss(*layer, devices_per_token=most)
             total = total + args.communication_balance_alpha * communication
         return total / args.gradient_accumulation_steps
@@ -155,10 +156,6 @@ class VL2Trainer(Trainer):
     def _note(self, meta) -> None:
         self._tokens += meta.num_tokens
         self._next_index, self._num_broken = meta.next_index, meta.num_broken
-
-    @property
-    def _config(self):
-        return self.model.config  # also through PaddleNLP's LoRAModel
 
     def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
         """The model itself: gradients are averaged in :meth:`finish_gradients`, where parameters without a
@@ -203,7 +200,7 @@ class VL2Trainer(Trainer):
         logs["tokens_per_second"] = round(self._tokens * self.args.world_size / total, 1)
         for phase, seconds in self.seconds.items():
             logs[f"share_{phase}"] = round(seconds / total, 3)
-        for part in ("vision", "projector", "language"):
+        for part in PARTS:
             recipe = getattr(self.args, part)
             if recipe.mode != "frozen":
                 logs[f"lr_{part}"] = self._get_learning_rate() * recipe.learning_rate_multiplier

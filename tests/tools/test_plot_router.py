@@ -1,7 +1,5 @@
 """Which expert colours which token and which square of the picture; the figure itself; what is refused."""
 
-import sys
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,11 +9,10 @@ from paddlemix_vl2.image_layout import image_token_sources
 
 @pytest.fixture(scope="module")
 def tools(load_tool):
-    sys.path.insert(0, str(load_tool.__globals__["TOOLS"]))
+    tool = load_tool("plot_router")
     import router_figure
 
-    yield load_tool("plot_router"), router_figure
-    sys.path.remove(str(load_tool.__globals__["TOOLS"]))
+    return tool, router_figure
 
 
 def test_the_first_expert_has_the_largest_weight(tools):
