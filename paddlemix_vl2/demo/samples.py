@@ -114,13 +114,15 @@ def make_sample(task: str, split: str, index: int) -> dict:
 
 
 def _make_simple(rng: np.random.Generator, split: str) -> dict:
-    """One thing, or one word or number, on a picture of one or two tiles, and one turn that tells it."""
-    name, kind = ("scene", "describe") if rng.random() < 0.5 else ("text", "read")
+    """One thing, or one word or number, on a picture of one tile: a turn that tells it, now and then another
+    that locates it."""
+    name, kind = ("scene", "describe") if rng.random() < 0.4 else ("text", "read")
     while True:
         subject = _make_subject(rng, name, split)
-        if subject.size[1] == TILE and len(parts_of(subject)) == 1:
-            turn = ask(rng, subject, kind, pick(rng, LANGUAGES))
-            return {"messages": _messages([turn], draw_all(subject))}
+        if subject.size == (TILE, TILE) and len(parts_of(subject)) == 1:
+            kinds = [kind, "ground"] if name == "scene" and rng.random() < 0.3 else [kind]
+            turns = [ask(rng, subject, kind, pick(rng, LANGUAGES)) for kind in kinds]
+            return {"messages": _messages(turns, draw_all(subject))}
 
 
 def make_question(kind: str, split: str, index: int, language: str) -> tuple[list[Image.Image], Question]:

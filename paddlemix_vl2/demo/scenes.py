@@ -18,6 +18,7 @@ Size = tuple[int, int]  # width, height
 TILE = 84
 _GAP = 3  # least distance between things and to the border, pixels
 _SMALLEST_FONT = 20
+_SHIFT = 4  # pixels by which text may be off the middle of its place: anywhere takes far longer to learn
 _LARGEST_VALUE = 9
 
 
@@ -229,23 +230,17 @@ def make_card(rng: np.random.Generator) -> TextCard:
         columns, rows = 1, int(rng.integers(2, 4))
     width, height = size[0] // columns, size[1] // rows
     items: list[TextItem] = []
-    # The same for all: words side by side stand at one height, so that their order is plain.
-    height_share = rng.random()
     for index in range(columns * rows):
         cell = (index % columns * width, index // columns * height, width, height)
         item = None
         while item is None or item.text in [other.text for other in items]:
-            item = _make_item(rng, cell, height_share)
+            item = _make_item(rng, cell)
         items.append(item)
     return TextCard(size, pick(rng, BACKGROUNDS), tuple(items), _grain(rng))
 
 
-def _make_item(rng: np.random.Generator, cell: Box, height_share: float) -> TextItem | None:
-    """A word or a number inside ``cell`` (left, top, width, height); None where it does not fit.
-
-    Args:
-        height_share: how much of the room above and below it is above, 0 to 1.
-    """
+def _make_item(rng: np.random.Generator, cell: Box) -> TextItem | None:
+    """A word or a number near the middle of ``cell`` (left, top, width, height); None if it does not fit."""
     text = pick(rng, WORDS) if rng.random() < 0.6 else str(int(rng.integers(10 ** int(rng.integers(1, 3)))))
     color, font = pick(rng, TEXT_COLORS), pick(rng, FONTS)
     left, top, width, height = cell
@@ -253,10 +248,15 @@ def _make_item(rng: np.random.Generator, cell: Box, height_share: float) -> Text
     for size in range(int(rng.integers(36, 57)), _SMALLEST_FONT - 1, -1):
         ink = letters(text, font, size)
         if ink.width + 2 * _GAP <= width and ink.height + 2 * _GAP <= height:
-            x = left + int(rng.integers(_GAP, width - ink.width - _GAP + 1))
-            y = top + _GAP + int(height_share * (height - ink.height - 2 * _GAP))
+            x = left + _near_middle(rng, width - ink.width)
+            y = top + _near_middle(rng, height - ink.height)
             return TextItem(text, color, font, size, (x, y, x + ink.width, y + ink.height))
     return None
+
+
+def _near_middle(rng: np.random.Generator, room: int) -> int:
+    """Where to begin so that of ``room`` about as much is left over on both sides."""
+    return int(np.clip(room // 2 + rng.integers(-_SHIFT, _SHIFT + 1), _GAP, room - _GAP))
 
 
 # ---- bar charts ----

@@ -91,6 +91,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         position_ids: paddle.Tensor | None = None,
         past_key_values: ModelCache | None = None,
         output_hidden_states: bool = False,
+        return_logits: bool | None = None,
         return_dict: bool = True,
     ) -> DeepseekVLV2Output | tuple:
         """Logits of all positions, and the loss where labels are given.
@@ -109,6 +110,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             position_ids: int64 [B, T]; from the mask where absent.
             past_key_values: from :meth:`new_cache`; the call continues behind its filled part.
                 ``attention_mask`` may be left out then, as the cache knows its padding.
+            return_logits: False spares the memory of [B, T, vocabulary]; by default that is so while
+                training on labels.
 
         Raises:
             ValueError: pictures, mask and grids of the batch do not fit each other, or the device cannot
@@ -138,6 +141,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         )
         head = self.language.lm_head
         loss, aux_loss = None, None
+        if return_logits is None:
+            return_logits = labels is None or not self.training
         if labels is not None:
             loss = next_token_loss(output.hidden, labels, head)
             aux_loss = self._balance_loss(output.routings, segment_ids, labels.shape)
@@ -145,7 +150,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
                 loss = AddAuxiliaryLoss.apply(loss, aux_loss)
         result = DeepseekVLV2Output(
             loss=loss,
-            logits=None if self.training and labels is not None else head(output.hidden),
+            logits=head(output.hidden) if return_logits else None,
             past_key_values=past_key_values,
             hidden_states=output.hidden_states or None,
             routings=output.routings or None,

@@ -130,22 +130,29 @@ def _split_key(key: str) -> tuple[str, str]:
     raise AssertionError(f"the optimizer keeps {key}, which no checkpoint knows")
 
 
-def write_random_state(folder: Path) -> None:
-    """States of the generators that training draws from."""
-    state = {
+def random_state() -> dict:
+    """States of the generators that training in this process draws from."""
+    return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "paddle": [generator.get_state() for generator in _generators()],
     }
-    paddle.save(state, str(folder / RANDOM_FILE))
 
 
-def read_random_state(folder: Path) -> None:
-    """The counterpart of :func:`write_random_state`."""
-    state = paddle.load(str(folder / RANDOM_FILE), return_numpy=True)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    for generator, saved in zip(_generators(), state["paddle"], strict=True):
+def write_random_states(folder: Path, states: list[dict]) -> None:
+    """:func:`random_state` of every process, in the order of their ranks."""
+    paddle.save({"processes": states}, str(folder / RANDOM_FILE))
+
+
+def read_random_state(folder: Path, rank: int) -> None:
+    """Give this process's generators their saved states; a run of fewer processes has none for it, and then
+    they are left as they are."""
+    states = paddle.load(str(folder / RANDOM_FILE), return_numpy=True)["processes"]
+    if rank >= len(states):
+        return
+    random.setstate(states[rank]["python"])
+    np.random.set_state(states[rank]["numpy"])
+    for generator, saved in zip(_generators(), states[rank]["paddle"], strict=True):
         generator.set_state(saved)
 
 

@@ -49,6 +49,9 @@ def train(arguments: VL2TrainingArguments) -> Path:
     fingerprint = data_fingerprint(sources, arguments.seed)
     paddle.seed(arguments.seed)
     model = make_model(arguments)
+    paddle.seed(
+        arguments.seed + distributed.get_rank()
+    )  # alike until here; dropout differs between processes
     start = 0
     if resume_from:
         state = checkpoint.read_run_state(resume_from)

@@ -65,7 +65,7 @@ class VL2Trainer(Trainer):
         self._tokens = 0
         self._last_end = None
         self._next_index = None
-        self._num_broken = 0
+        self._num_broken = self._broken_before = 0
         self._gradient_norm = None
 
     # ---- data ----
@@ -140,6 +140,7 @@ class VL2Trainer(Trainer):
         parameters = [parameter for _, parameter in trained(self.model)]
         average_gradients(parameters, self.args.world_size)
         self._gradient_norm = clip_gradients(parameters, self.args.max_grad_norm)
+        self._learning_rate = self.optimizer.get_lr()
         self._optimizer_begin = begin
 
     def finish_step(self) -> None:
@@ -155,7 +156,7 @@ class VL2Trainer(Trainer):
 
     def _note(self, meta) -> None:
         self._tokens += meta.num_tokens
-        self._next_index, self._num_broken = meta.next_index, meta.num_broken
+        self._next_index, self._num_broken = meta.next_index, self._broken_before + meta.num_broken
 
     def _wrap_model(self, model: nn.Layer, training: bool = True) -> nn.Layer:
         """The model itself: gradients are averaged in :meth:`finish_gradients`, where parameters without a
@@ -180,7 +181,8 @@ class VL2Trainer(Trainer):
 
     def log(self, logs: dict, **kwargs) -> None:
         """PaddleNLP's log line with ours in it, and the same as a line of ``metrics.jsonl``."""
-        logs = {key: value for key, value in logs.items() if not key.startswith("interval_")}
+        # A resumed run's train_loss would be the sum of its own losses over the steps of both runs.
+        logs = {key: value for key, value in logs.items() if not key.startswith(("interval_", "train_loss"))}
         record = {}
         if "loss" in logs:
             logs, record = self._step_logs(logs)
@@ -195,6 +197,7 @@ class VL2Trainer(Trainer):
         """Scalars for the log line and VisualDL, and what is too long for them."""
         total = sum(self.seconds.values()) or 1.0
         logs.pop("progress_or_epoch", None)
+        logs["learning_rate"] = self._learning_rate  # of this step; PaddleNLP's is that of the next one
         if self._gradient_norm is not None:
             logs["grad_norm"] = round(self._gradient_norm, 4)
         logs["tokens_per_second"] = round(self._tokens * self.args.world_size / total, 1)
@@ -203,7 +206,7 @@ class VL2Trainer(Trainer):
         for part in PARTS:
             recipe = getattr(self.args, part)
             if recipe.mode != "frozen":
-                logs[f"lr_{part}"] = self._get_learning_rate() * recipe.learning_rate_multiplier
+                logs[f"lr_{part}"] = self._learning_rate * recipe.learning_rate_multiplier
         if self._num_broken:
             logs["broken_samples"] = self._num_broken
         record = {}
@@ -239,7 +242,7 @@ class VL2Trainer(Trainer):
         total = tokens = 0.0
         for batch, meta in self.make_evaluation():
             with self.autocast_smart_context_manager():
-                loss = self.model(**self._prepare_inputs(batch)).loss
+                loss = self.model(**self._prepare_inputs(batch), return_logits=False).loss
             total += float(loss) * meta.num_supervised
             tokens += meta.num_supervised
         self.model.train()
@@ -260,16 +263,14 @@ class VL2Trainer(Trainer):
 
     def _save_checkpoint(self, model, metrics=None) -> None:
         folder = Path(self.args.output_dir) / f"{checkpoint.PREFIX}{self.state.global_step}"
-        next_indices = [self._next_index]
-        if self.args.world_size > 1:
-            next_indices = []
-            distributed.all_gather_object(next_indices, self._next_index)
+        next_indices = _gather(self._next_index, self.args.world_size)
+        random_states = _gather(checkpoint.random_state(), self.args.world_size)
         if self.is_world_process_zero():
             temporary = checkpoint.begin_folder(folder)
             checkpoint.write_model(self.model, self.processor, temporary)
             checkpoint.write_optimizer(self.model, self.optimizer, temporary)
             paddle.save(self.lr_scheduler.state_dict(), str(temporary / checkpoint.SCHEDULER_FILE))
-            checkpoint.write_random_state(temporary)
+            checkpoint.write_random_states(temporary, random_states)
             self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
             state = {**self.run_state, "next_indices": next_indices, "broken_samples": self._num_broken}
             checkpoint.write_run_state(temporary, **state)
@@ -288,7 +289,8 @@ class VL2Trainer(Trainer):
             folder = Path(resume_from_checkpoint)
             checkpoint.read_optimizer(self.model, self.optimizer, folder)
             self.lr_scheduler.set_state_dict(paddle.load(str(folder / checkpoint.SCHEDULER_FILE)))
-            checkpoint.read_random_state(folder)
+            checkpoint.read_random_state(folder, self.args.process_index)
+            self._broken_before = checkpoint.read_run_state(folder)["broken_samples"]
 
 
 class _WithMeta:
@@ -321,3 +323,12 @@ def _sum_over_processes(value: float, processes: int) -> float:
     total = paddle.to_tensor(float(value), dtype="float64")
     distributed.all_reduce(total)
     return float(total)
+
+
+def _gather(value, processes: int) -> list:
+    """The value of every process, in the order of their ranks."""
+    if processes == 1:
+        return [value]
+    values: list = []
+    distributed.all_gather_object(values, value)
+    return values

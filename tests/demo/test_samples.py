@@ -8,6 +8,7 @@ import pytest
 from paddlemix_vl2.demo import samples, scenes
 from paddlemix_vl2.demo.questions import KINDS
 from paddlemix_vl2.demo.samples import TASKS, make_question, make_sample, prompt_messages, split_of
+from paddlemix_vl2.generation.grounding import parse_boxes
 
 WITH_PICTURES = [*(task for task in TASKS if task != "words"), "simple"]
 TEXTS = ("<|User|>", "<|Assistant|>")
@@ -157,11 +158,11 @@ def test_wrong_names():
             make_question(*arguments)
 
 
-def test_simple_pictures_are_one_tile_high_with_one_thing_that_is_told():
-    answers = set()
-    for index in range(40):
-        sample = make_sample("simple", "train", index)
-        (picture,) = pictures_of(sample)
-        assert picture.height == 84 and len(sample["messages"]) == 2
-        answers.add(sample["messages"][1]["content"])
+def test_simple_pictures_are_one_tile_with_one_thing_that_is_told():
+    samples = [make_sample("simple", "train", index) for index in range(60)]
+    assert all(picture.size == (84, 84) for sample in samples for picture in pictures_of(sample))
+    assert {len(sample["messages"]) for sample in samples} == {2, 4}
+    answers = [sample["messages"][1]["content"] for sample in samples]
     assert any("circle" in answer for answer in answers) and any("圆形" in answer for answer in answers)
+    located = [sample["messages"][3]["content"] for sample in samples if len(sample["messages"]) == 4]
+    assert all(parse_boxes(answer, (84, 84)).boxes for answer in located)

@@ -1,6 +1,9 @@
 """Going on exactly where a run stopped, and what a kill leaves behind."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 
 from paddlemix_vl2.training import checkpoint, run
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = {
     "packing": True,
     "bias_update_speed": 0.01,
@@ -72,6 +76,54 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(stops_in, make_recipe, t
     resumed = run.train(make_recipe(resume_from_checkpoint="auto", **settings))
     whole = run.train(make_recipe(**{**settings, "output_dir": str(tmp_path / "whole")}))
     assert_same(tensors_of(whole), tensors_of(resumed))
+
+
+def test_a_real_kill(make_recipe, make_recipe_file, tmp_path):
+    """A process that is gone without a word, at whatever it was doing after its second checkpoint."""
+    settings = {**SETTINGS, "output_dir": str(tmp_path / "run"), "save_steps": 1, "max_steps": 50}
+    settings["lr_scheduler_type"] = "constant"  # a cosine would depend on the number of steps
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "examples/train.py",
+            str(make_recipe_file("killed.yaml", **settings)),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 180
+    while not (tmp_path / "run" / "checkpoint-2").is_dir() and time.monotonic() < deadline:
+        assert process.poll() is None, "ended by itself"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    step = checkpoint.read_step(checkpoint.last_checkpoint(settings["output_dir"]))
+    assert 2 <= step < 49
+    settings["max_steps"] = step + 1
+    resumed = run.train(make_recipe(resume_from_checkpoint="auto", **settings))
+    whole = run.train(make_recipe(**{**settings, "output_dir": str(tmp_path / "whole")}))
+    assert_same(tensors_of(whole), tensors_of(resumed))
+
+
+def test_every_process_has_its_own_generators(tmp_path):
+    states, draws = [], []
+    for seed in (1, 2):
+        paddle.seed(seed)
+        np.random.seed(seed)
+        states.append(checkpoint.random_state())
+        draws.append([float(paddle.rand([1])), np.random.rand()])
+    checkpoint.write_random_states(tmp_path, states)
+    for rank in (0, 1):
+        checkpoint.read_random_state(tmp_path, rank)
+        assert [float(paddle.rand([1])), np.random.rand()] == draws[rank]
+    paddle.seed(7)
+    expected = float(paddle.rand([1]))
+    paddle.seed(7)
+    checkpoint.read_random_state(tmp_path, 2)  # a process that the interrupted run had not
+    assert float(paddle.rand([1])) == expected
 
 
 def test_old_checkpoints_go(make_recipe):

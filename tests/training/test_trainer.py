@@ -82,6 +82,35 @@ def test_accumulation_is_a_larger_batch(packing, make_recipe, train):
         assert np.abs(gradient - parts[0][name]).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3), name
 
 
+def test_accumulation_moves_the_bias_as_a_larger_batch(make_recipe, train):
+    """Once for a step, by the loads of all of its micro-batches. The second step's loads are those of weights
+    that differ in their last bits."""
+    biases = []
+    for rows, accumulation in ((4, 1), (1, 4)):
+        recipe = make_recipe(
+            output_dir=f"{make_recipe().output_dir}{rows}",
+            per_device_train_batch_size=rows,
+            gradient_accumulation_steps=accumulation,
+            bias_update_speed=0.01,
+            max_steps=1,
+        )
+        _, after, _ = train(recipe)
+        biases.append({name: after[name] for name in after if name.endswith("e_score_correction_bias")})
+    whole, parts = biases
+    assert len(whole) == 2
+    for name, bias in whole.items():
+        assert np.abs(bias).max() == pytest.approx(0.01)
+        assert np.array_equal(bias, parts[name]), name
+
+
+def test_recompute_changes_no_gradient(make_recipe, train):
+    *_, kept = train(make_recipe(max_steps=1))
+    *_, recomputed = train(make_recipe(max_steps=1, recompute=True))
+    assert kept[0].keys() == recomputed[0].keys()
+    for name, gradient in kept[0].items():
+        assert np.array_equal(gradient, recomputed[0][name]), name
+
+
 def test_device_balance_losses_reach_the_router(make_recipe, train):
     *_, without = train(make_recipe(max_steps=1))
     settings = {"device_balance_alpha": 0.5, "communication_balance_alpha": 0.5, "balance_devices": 2}

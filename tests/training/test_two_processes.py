@@ -32,6 +32,21 @@ def launch(recipe: Path, processes: int, folder: Path) -> None:
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
 
 
+def test_resuming_with_two_processes_is_exact(make_recipe_file, tmp_path):
+    """Each goes on with its own share of the data."""
+    settings = {"save_steps": 2, "packing": True, "bias_update_speed": 0.01, "max_steps": 4}
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    launch(make_recipe_file("whole.yaml", output_dir=str(whole), **settings), 2, tmp_path)
+    half.mkdir()
+    (whole / "checkpoint-2").rename(half / "checkpoint-2")
+    recipe = make_recipe_file("half.yaml", output_dir=str(half), resume_from_checkpoint="auto", **settings)
+    launch(recipe, 2, tmp_path)
+    one, two = (load_file(folder / "model.safetensors") for folder in (whole, half))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert np.array_equal(value, two[name]), name
+
+
 def read_metrics(folder: Path) -> list[dict]:
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [record for record in records if "loss" in record]
