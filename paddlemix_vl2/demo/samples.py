@@ -44,32 +44,33 @@ _MIXED = {"scene": 0.45, "text": 0.30, "chart": 0.10, "compare": 0.15}
 # extra task or kind -> what its pictures show
 _EXTRA_SUBJECTS = {"other_language": "scene"}
 _TYPES = {"scene": Scene, "text": TextCard, "chart": Chart, "compare": Pair}
+# A box is some twenty-five tokens, most answers are one to three: what has boxes would be most of the loss.
 _WEIGHTS = {
     Scene: {
-        "describe": 0.8,
-        "grounded_describe": 0.8,
+        "describe": 0.6,
+        "grounded_describe": 0.3,
         "colour": 2,
-        "shape": 2,
+        "shape": 2.5,
         "position": 2,
         "count": 2,
-        "ground": 2,
+        "ground": 1.5,
     },
     TextCard: {
         "describe": 0.5,
-        "grounded_describe": 0.5,
+        "grounded_describe": 0.3,
         "read": 3,
         "read_number": 2,
         "read_line": 2,
         "colour": 1,
-        "ground": 1.5,
+        "ground": 1,
     },
     Chart: {
         "describe": 1,
-        "grounded_describe": 0.4,
+        "grounded_describe": 0.2,
         "chart_max": 2,
         "chart_value": 3,
         "count": 1,
-        "ground": 1,
+        "ground": 0.7,
     },
     Pair: {"compare": 6, "describe": 1},
 }

@@ -134,10 +134,10 @@ def _grain(rng: np.random.Generator) -> int:
 
 # (width, height) -> (weight, fewest and most things)
 _SCENE_SIZES = {
-    (TILE, TILE): (0.35, 1, 2),
-    (2 * TILE, 2 * TILE): (0.35, 2, 5),
-    (2 * TILE, TILE): (0.15, 1, 3),
-    (TILE, 2 * TILE): (0.15, 1, 3),
+    (TILE, TILE): (0.6, 2, 3),
+    (2 * TILE, 2 * TILE): (0.2, 2, 5),
+    (2 * TILE, TILE): (0.1, 1, 3),
+    (TILE, 2 * TILE): (0.1, 1, 3),
 }
 
 
@@ -146,7 +146,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
     size = pick_weighted(rng, {size: row[0] for size, row in _SCENE_SIZES.items()})
     _, fewest, most = _SCENE_SIZES[size]
     # One thing is what a small picture shows best.
-    count = 1 if size == (TILE, TILE) and rng.random() < 0.6 else int(rng.integers(fewest, most + 1))
+    count = 1 if size == (TILE, TILE) and rng.random() < 0.4 else int(rng.integers(fewest, most + 1))
     return scene_of(rng, size, _looks(rng, count))
 
 
@@ -216,19 +216,17 @@ def make_pair(rng: np.random.Generator) -> Pair:
 
 # ---- cards with text ----
 
-_CARD_SIZES = {(TILE, TILE): 0.4, (2 * TILE, TILE): 0.35, (2 * TILE, 2 * TILE): 0.25}
+# (columns, rows) of tiles -> weight; every tile has a word or a number of its own, so that none is cut
+_CARD_GRIDS = {(1, 1): 0.4, (2, 1): 0.2, (1, 2): 0.25, (1, 3): 0.1}
+_WIDE_CARD = 0.05  # one large word or number over two tiles
 
 
 def make_card(rng: np.random.Generator) -> TextCard:
     """A card of one to three words and numbers."""
-    size = pick_weighted(rng, _CARD_SIZES)
-    if size == (TILE, TILE):
-        columns, rows = 1, 1
-    elif size == (2 * TILE, TILE):
-        columns, rows = pick(rng, ((1, 1), (1, 1), (2, 1), (1, 2)))
-    else:
-        columns, rows = 1, int(rng.integers(2, 4))
-    width, height = size[0] // columns, size[1] // rows
+    columns, rows = pick_weighted(rng, {**_CARD_GRIDS, (0, 0): _WIDE_CARD})
+    width, height = TILE, TILE
+    if not columns:
+        columns, rows, width = 1, 1, 2 * TILE
     items: list[TextItem] = []
     for index in range(columns * rows):
         cell = (index % columns * width, index // columns * height, width, height)
@@ -236,6 +234,7 @@ def make_card(rng: np.random.Generator) -> TextCard:
         while item is None or item.text in [other.text for other in items]:
             item = _make_item(rng, cell)
         items.append(item)
+    size = (columns * width, rows * height)
     return TextCard(size, pick(rng, BACKGROUNDS), tuple(items), _grain(rng))
 
 
@@ -264,7 +263,7 @@ def _near_middle(rng: np.random.Generator, room: int) -> int:
 
 def make_chart(rng: np.random.Generator) -> Chart:
     """Two to four bars of the values 1 to 9; one of them is the tallest."""
-    side = TILE if rng.random() < 0.6 else 2 * TILE
+    side = TILE if rng.random() < 0.8 else 2 * TILE
     count = int(rng.integers(2, 5))
     unit, margin = 8 * side // TILE, 6 * side // TILE
     base = margin + _LARGEST_VALUE * unit

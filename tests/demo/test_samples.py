@@ -116,7 +116,7 @@ def test_no_answer_is_given_away_by_an_earlier_one():
 def test_mixed_has_pictures_of_all_sizes_and_both_languages():
     made = [make_sample("mixed", "train", index) for index in range(150)]
     sizes = {picture.size for sample in made for picture in pictures_of(sample)}
-    assert sizes == {(84, 84), (168, 84), (84, 168), (168, 168)}
+    assert sizes == {(84, 84), (168, 84), (84, 168), (168, 168), (84, 252)}
     assert 0.08 < np.mean([len(pictures_of(sample)) == 2 for sample in made]) < 0.24
     prompts = [message["content"] for sample in made for message in sample["messages"][::2]]
     chinese = np.mean([any("\u4e00" <= letter <= "\u9fff" for letter in prompt) for prompt in prompts])
@@ -165,4 +165,4 @@ def test_simple_pictures_are_one_tile_with_one_thing_that_is_told():
     answers = [sample["messages"][1]["content"] for sample in samples]
     assert any("circle" in answer for answer in answers) and any("圆形" in answer for answer in answers)
     located = [sample["messages"][3]["content"] for sample in samples if len(sample["messages"]) == 4]
-    assert all(parse_boxes(answer, (84, 84)).boxes for answer in located)
+    assert all(parse_boxes(answer, (84, 84)).objects for answer in located)

@@ -101,4 +101,4 @@ def test_the_repository_pictures_are_small():
     for file in files:
         assert file.stat().st_size < 256 * 1024
         with Image.open(file) as picture:
-            assert max(picture.size) <= 640
+            assert max(picture.size) <= 800
