@@ -181,7 +181,10 @@ def draw_losses(axes, stages: list[Stage]) -> None:
 
 
 def plain_log_scale(axes) -> None:
-    """Logarithmic, with labels at 1, 2 and 5: decades alone would leave most losses between two labels."""
+    """Logarithmic, with labels at 1, 2 and 5: decades alone would leave most losses between two labels. An
+    empty chart has no such scale."""
+    if not any(len(line.get_ydata()) for line in axes.lines):
+        return
     axes.set_yscale("log")
     axes.autoscale(axis="y")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.paddle import load_file, save_file
 
 from paddlemix_vl2.checkpoints.files import shorten
+from paddlemix_vl2.models.engine import is_accelerated
 from paddlemix_vl2.processing.json_files import read_object
 
 WEIGHTS_FILE = "peft_model-00001-of-00001.safetensors"
@@ -197,8 +198,11 @@ def load_adapter(model: nn.Layer, folder: str | Path) -> LoRAModel:
         folder: what a run with parts in mode ``lora`` has written: its ``output_dir`` or a checkpoint.
 
     Raises:
-        FileNotFoundError, ValueError: no adapter there, a damaged one, or one of another geometry.
+        FileNotFoundError, ValueError: no adapter there, a damaged one, or one of another geometry; a model on
+            packed weights.
     """
+    if is_accelerated(model):
+        raise ValueError(f"{folder}: adapters need Paddle's layers; load the base model with engine='eager'")
     config = read_config(folder)
     adapted = wrap(model, config)
     read_adapter(adapted, folder)

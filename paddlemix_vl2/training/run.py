@@ -71,7 +71,14 @@ def train(arguments: VL2TrainingArguments) -> Path:
         )
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         trainer.save_model()
+    wait_for_all()
     return Path(arguments.output_dir)
+
+
+def wait_for_all() -> None:
+    """Let no process leave before the others are done: the first holds the store through which they meet."""
+    if distributed.is_initialized():
+        distributed.barrier()
 
 
 def finish(model, processor, arguments: VL2TrainingArguments, last: Path) -> Path:
@@ -81,6 +88,7 @@ def finish(model, processor, arguments: VL2TrainingArguments, last: Path) -> Pat
     checkpoint.read_model(model, last)
     if distributed.get_rank() == 0:
         checkpoint.write_model(model, processor, Path(arguments.output_dir))
+    wait_for_all()
     return Path(arguments.output_dir)
 
 
@@ -133,7 +141,7 @@ def make_model(arguments: VL2TrainingArguments) -> nn.Layer:
         folder = hub.resolve_checkpoint(arguments.model_name_or_path)
         plan.check_balance(DeepseekVLV2Config.from_json(folder), arguments)
         dtype = "bfloat16" if arguments.bf16 else "float32"
-        model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
+        model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype, engine="eager")
     else:
         config = DeepseekVLV2Config.from_json(arguments.model_config)
         plan.check_balance(config, arguments)

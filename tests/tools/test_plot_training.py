@@ -109,6 +109,12 @@ def test_a_figure_is_written(plot, run_folder):
     assert sorted(file.name for file in output.parent.iterdir()) == ["curves.png", "first", "second"]
 
 
+def test_records_of_the_loss_alone_are_drawn(plot, run_folder):
+    code, errors, output = plot(run_folder("bare", {"loss": 1.0, "global_step": 1}))
+    assert code == 0, errors
+    assert output.is_file()
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [

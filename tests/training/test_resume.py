@@ -78,22 +78,17 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(stops_in, make_recipe, t
     assert_same(tensors_of(whole), tensors_of(resumed))
 
 
-def test_a_real_kill(make_recipe, make_recipe_file, tmp_path):
+def start(recipe: Path) -> subprocess.Popen:
+    """All runs of a comparison as processes of their own: another number of threads sums in another order."""
+    command = [sys.executable, "-W", "ignore", "examples/train.py", str(recipe)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_a_real_kill(make_recipe_file, tmp_path):
     """A process that is gone without a word, at whatever it was doing after its second checkpoint."""
     settings = {**SETTINGS, "output_dir": str(tmp_path / "run"), "save_steps": 1, "max_steps": 50}
     settings["lr_scheduler_type"] = "constant"  # a cosine would depend on the number of steps
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-W",
-            "ignore",
-            "examples/train.py",
-            str(make_recipe_file("killed.yaml", **settings)),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start(make_recipe_file("killed.yaml", **settings))
     deadline = time.monotonic() + 180
     while not (tmp_path / "run" / "checkpoint-2").is_dir() and time.monotonic() < deadline:
         assert process.poll() is None, "ended by itself"
@@ -103,9 +98,10 @@ def test_a_real_kill(make_recipe, make_recipe_file, tmp_path):
     step = checkpoint.read_step(checkpoint.last_checkpoint(settings["output_dir"]))
     assert 2 <= step < 49
     settings["max_steps"] = step + 1
-    resumed = run.train(make_recipe(resume_from_checkpoint="auto", **settings))
-    whole = run.train(make_recipe(**{**settings, "output_dir": str(tmp_path / "whole")}))
-    assert_same(tensors_of(whole), tensors_of(resumed))
+    resumed = make_recipe_file("resumed.yaml", resume_from_checkpoint="auto", **settings)
+    whole = make_recipe_file("whole.yaml", **{**settings, "output_dir": str(tmp_path / "whole")})
+    assert [start(recipe).wait() for recipe in (resumed, whole)] == [0, 0]
+    assert_same(tensors_of(tmp_path / "whole"), tensors_of(tmp_path / "run"))
 
 
 def test_every_process_has_its_own_generators(tmp_path):
