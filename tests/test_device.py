@@ -1,8 +1,11 @@
 """What is chosen by processor and device."""
 
 import os
+import platform
+import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import paddle
 import pytest
@@ -93,3 +96,20 @@ def test_dtypes():
             device.check_compute_dtype("float16")
     with pytest.raises(ValueError, match="'int4' is unknown"):
         device.resolve_dtype("int4")
+
+
+def test_freed_memory_goes_back():
+    """Where the C library can: what was freed is not resident any more."""
+    if not device.return_freed_memory() and platform.libc_ver()[0] != "glibc":
+        pytest.skip("another C library")
+
+    def resident():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    blocks = [bytearray(b"x" * 20_000) for _ in range(20_000)]
+    kept = blocks[::1000]  # holes between them
+    full = resident()
+    blocks.clear()
+    device.return_freed_memory()
+    assert len(kept) == 20 and resident() < full - 200e6

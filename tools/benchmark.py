@@ -26,6 +26,7 @@ from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.device import check_compute_dtype, is_gpu, physical_cores, resolve_dtype, set_device
 from paddlemix_vl2.generation.decoding import check_lengths
 from paddlemix_vl2.hub import resolve_checkpoint
+from paddlemix_vl2.models.engine import choose_weights, kernels
 
 # isort: split
 import paddle
@@ -52,7 +53,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("model_path", type=Path, help="checkpoint folder; a random one will do")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
+    parser.add_argument("--engine", default="auto", help="auto, eager or native")
     parser.add_argument("--tiles", type=int, default=5, help="views that go through the vision tower")
     parser.add_argument("--prompt-tokens", type=int, default=1263)
     parser.add_argument("--new-tokens", type=int, default=16, help="at least 2")
@@ -68,29 +70,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> dict:
     """The report: seconds, bytes, and how many times the floor each step takes."""
     language = DeepseekVLV2Config.from_json(resolve_checkpoint(arguments.model_path)).language_config
-    check_compute_dtype(resolve_dtype(arguments.dtype))
+    weights = choose_weights(arguments.dtype, arguments.engine)
+    if weights is None:
+        check_compute_dtype(resolve_dtype(arguments.dtype))
     check_lengths(arguments.prompt_tokens, arguments.new_tokens, None, language.max_sequence_length)
     bandwidth = read_bandwidth()
     started = time.perf_counter()
-    model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, arguments.dtype)
+    model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, arguments.dtype, arguments.engine)
     load, load_peak = time.perf_counter() - started, peak_memory()
     steps = {
-        "vision": time_vision(model, arguments),
-        "prefill": time_prefill(model, arguments),
+        "vision": time_vision(model, arguments, weights),
+        "prefill": time_prefill(model, arguments, weights),
         "decode": time_decode(model, arguments),
     }
     peak = peak_memory()
     bandwidth = max(bandwidth, read_bandwidth())  # after the peak is noted: its block is not the model's
     length = arguments.prompt_tokens + arguments.new_tokens
-    itemsize = 4 if model.weight_dtype == "float32" else 2
-    bytes_per_step = costs.decode_bytes(language, length, itemsize)
+    cached = 4 if model.weight_dtype == "float32" else 2
+    itemsize = {"bfloat16": 2, "int8": 1}.get(weights, cached)
+    bytes_per_step = costs.decode_bytes(language, length, itemsize, cached)
     steps["decode"]["floor_seconds"] = bytes_per_step / bandwidth
     steps["decode"]["times_floor"] = steps["decode"]["seconds"] * bandwidth / bytes_per_step
     return {
         "model": str(arguments.model_path),
         "device": paddle.get_device(),
         "threads": physical_cores(),
-        "dtype": model.weight_dtype,
+        "dtype": f"{weights} weights on the kernels" if weights else model.weight_dtype,
         "tiles": arguments.tiles,
         "prompt_tokens": arguments.prompt_tokens,
         "bytes_per_second": bandwidth,
@@ -101,19 +106,19 @@ def run(arguments: argparse.Namespace) -> dict:
     }
 
 
-def time_vision(model, arguments) -> dict:
+def time_vision(model, arguments, weights: str | None) -> dict:
     side = model.config.vision_config.image_size
     pixels = paddle.rand([arguments.tiles, 3, side, side]) * 2 - 1
     flops = costs.vision_flops(model.config, arguments.tiles)
-    return time_beside_floor(lambda: model.encode_tiles(pixels), flops, model.weight_dtype, arguments.repeats)
+    product = square_product(weights or model.weight_dtype)
+    return time_beside_floor(lambda: model.encode_tiles(pixels), flops, product, arguments.repeats)
 
 
-def time_prefill(model, arguments) -> dict:
+def time_prefill(model, arguments, weights: str | None) -> dict:
     batch, capacity = prompt(model, arguments)
     flops = costs.prefill_flops(model.config.language_config, arguments.prompt_tokens)
-    return time_beside_floor(
-        lambda: model.prefill(batch, capacity)[0], flops, model.weight_dtype, arguments.repeats
-    )
+    product = square_product(weights or model.weight_dtype)
+    return time_beside_floor(lambda: model.prefill(batch, capacity)[0], flops, product, arguments.repeats)
 
 
 def time_decode(model, arguments) -> dict:
@@ -126,14 +131,23 @@ def time_decode(model, arguments) -> dict:
     return {"seconds": statistics.median(seconds), "fastest": min(seconds)}
 
 
-def time_beside_floor(compute, flops: int, dtype: str, repeats: int) -> dict:
-    """Run ``compute`` several times, each run behind a matrix product that tells the machine's speed then."""
-    x = paddle.rand([MATMUL_SIZE, MATMUL_SIZE]).astype(dtype)
+def square_product(dtype: str):
+    """A large matrix product in a model's precision; on the CPU all but float32 are the kernels'."""
+    x = paddle.rand([MATMUL_SIZE, MATMUL_SIZE])
+    if dtype == "float32" or is_gpu():
+        x = x.astype(dtype)
+        return lambda: paddle.matmul(x, x)[:1]
+    packed = kernels.pack(x)
+    return lambda: kernels.linear(x, packed)[:1]
+
+
+def time_beside_floor(compute, flops: int, product, repeats: int) -> dict:
+    """Run ``compute`` several times, each run behind a ``product`` that tells the machine's speed then."""
     timed(compute)  # touches memory and makes tables for the first time
     seconds, floors = [], []
     for _ in range(repeats):
-        product = min(timed(lambda: paddle.matmul(x, x)[:1]) for _ in range(3))
-        floors.append(flops * product / (2 * MATMUL_SIZE**3))
+        fastest = min(timed(product) for _ in range(3))
+        floors.append(flops * fastest / (2 * MATMUL_SIZE**3))
         seconds.append(timed(compute))
     ratios = [taken / floor for taken, floor in zip(seconds, floors, strict=True)]
     return {

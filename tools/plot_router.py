@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     conversation = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
     sample = processor.process_one(conversation, [] if picture is None else [picture])
     check_lengths(len(sample.input_ids), 1, None, language.max_sequence_length)
-    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=arguments.dtype)
+    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=arguments.dtype, engine="eager")
     reading = read(model, processor.batchify([sample]), layers, layer)
     labels, fonts = label_tokens(processor.tokenizer, reading.token_ids[~reading.is_image])
     views = None if picture is None else picture_views(processor, sample)

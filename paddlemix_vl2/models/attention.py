@@ -46,6 +46,7 @@ class DeepseekV2Attention(nn.Layer):
         self.kv_a_layernorm = DeepseekV2RMSNorm(self.rank)
         self.kv_b_proj = nn.Linear(self.rank, self.num_heads * (self.nope_dim + self.v_dim), bias_attr=False)
         self.o_proj = nn.Linear(self.num_heads * self.v_dim, hidden, bias_attr=bias)
+        self.attend = causal_attention
 
     def forward(
         self,
@@ -91,12 +92,12 @@ class DeepseekV2Attention(nn.Layer):
         nope, values = paddle.split(expanded, [self.nope_dim, self.v_dim], axis=-1)
         rope = rope.unsqueeze(2).expand([-1, -1, self.num_heads, -1])
         keys = paddle.concat([nope, rope], axis=-1)
-        return causal_attention(paddle.concat(queries, axis=-1), keys, values, visibility, self.scale)
+        return self.attend(paddle.concat(queries, axis=-1), keys, values, visibility, self.scale)
 
     def _absorbed(self, queries, cache: LatentCache, step_bias) -> paddle.Tensor:
         """Attention on the latents themselves, [B, 1, N, Dv]; all heads share one key of R + Dr."""
         if cache.absorbed is None:
-            cache.absorbed = self._split_kv_b()
+            cache.absorbed = self._split_kv_b(cache.latents.dtype)
         key_weight, value_weight = cache.absorbed
         nope, rope = (heads_first(x) for x in queries)
         query = paddle.concat([paddle.matmul(nope, key_weight), rope], axis=-1)  # [B, N, 1, R + Dr]
@@ -105,12 +106,12 @@ class DeepseekV2Attention(nn.Layer):
         mixed = paddle.matmul(biased_softmax(scores, step_bias, self.scale), latents)[..., : self.rank]
         return heads_first(paddle.matmul(mixed, value_weight))
 
-    def _split_kv_b(self) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def _split_kv_b(self, dtype) -> tuple[paddle.Tensor, paddle.Tensor]:
         """``kv_b_proj`` as [N, Dn, R], which takes queries to latents, and [N, R, Dv], latents to values."""
-        weight = self.kv_b_proj.weight
-        if type(self.kv_b_proj) is not nn.Linear:
-            # With an adapter, the matrix that the layer multiplies by is not its weight: ask the layer.
-            weight = self.kv_b_proj(paddle.eye(self.rank, dtype=weight.dtype))
+        if type(self.kv_b_proj) is nn.Linear:
+            weight = self.kv_b_proj.weight
+        else:  # with an adapter or packed, the layer has no such weight: ask it for the matrix
+            weight = self.kv_b_proj(paddle.eye(self.rank, dtype=dtype))
         weight = weight.reshape([self.rank, self.num_heads, self.nope_dim + self.v_dim])
         key_weight, value_weight = weight.split([self.nope_dim, self.v_dim], axis=-1)
         return paddle.einsum("rnd->ndr", key_weight), paddle.einsum("rnd->nrd", value_weight)
@@ -130,6 +131,7 @@ class MultiHeadAttention(nn.Layer):
         self.k_proj = nn.Linear(hidden, hidden, bias_attr=bias)
         self.v_proj = nn.Linear(hidden, hidden, bias_attr=bias)
         self.o_proj = nn.Linear(hidden, hidden, bias_attr=bias)
+        self.attend = causal_attention
 
     def forward(
         self,
@@ -150,7 +152,7 @@ class MultiHeadAttention(nn.Layer):
         else:
             if visibility.start:
                 keys, values = map(heads_first, cache.read(visibility.start + hidden.shape[1]))
-            output = causal_attention(queries, keys, values, visibility, self.scale)
+            output = self.attend(queries, keys, values, visibility, self.scale)
         return self.o_proj(output.flatten(start_axis=2))
 
     def _step(self, queries, cache, step_bias) -> paddle.Tensor:

@@ -28,6 +28,7 @@ from paddlemix_vl2.models.balance import (
 )
 from paddlemix_vl2.models.cache import ModelCache
 from paddlemix_vl2.models.dot_product import segment_visibility
+from paddlemix_vl2.models.engine import accelerate, choose_weights, is_accelerated
 from paddlemix_vl2.models.fusion import place_image_tokens, plan_fusion
 from paddlemix_vl2.models.language import (
     DeepseekV2ForCausalLM,
@@ -252,7 +253,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: str = "auto", progress: bool = True
+        cls, path: str | Path, dtype: str = "auto", engine: str = "auto", progress: bool = True
     ) -> "DeepseekVLV2ForCausalLM":
         """Load a checkpoint in the published layout (or with PaddleMIX's transposed matrices), tensor by
         tensor.
@@ -260,8 +261,11 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         Args:
             path: folder with ``config.json`` and safetensors files, or a hub name such as
                 ``deepseek-ai/deepseek-vl2-tiny``.
-            dtype: ``auto`` (bfloat16 or float16 on a GPU, float32 on the CPU), ``float32``, ``bfloat16``,
-                ``float16``.
+            dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``float16``, ``int8``. ``auto`` is
+                bfloat16 or float16 on a GPU; on the CPU bfloat16 with the engine ``native``, else float32.
+            engine: ``eager``: Paddle's operators; ``native``: the kernels of :mod:`.engine`, for inference on
+                the CPU only, with weights in bfloat16 or int8; ``auto``: native where it can be used and the
+                dtype does not say otherwise.
             progress: show a bar while a large checkpoint loads.
 
         Returns:
@@ -273,10 +277,13 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         """
         folder = hub.resolve_checkpoint(path)
         config = DeepseekVLV2Config.from_json(folder)
-        config.dtype = device.resolve_dtype(dtype)
+        weights = choose_weights(dtype, engine)
+        config.dtype = "bfloat16" if weights else device.resolve_dtype(dtype)
         with paddle.LazyGuard():  # parameters get no memory and no initial value before their tensor is read
             model = cls(config)
         checkpoints.load_checkpoint(model, config, folder, dtype=config.dtype, progress=progress)
+        if weights:
+            accelerate(model, weights)
         model.eval()
         return model
 
@@ -288,5 +295,10 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
 
         Args:
             dtype: dtype of the file; that of the weights where absent.
+
+        Raises:
+            ValueError: the model runs on packed weights.
         """
+        if is_accelerated(self):
+            raise ValueError("a model on packed weights cannot be saved; load it with engine='eager'")
         checkpoints.save_checkpoint(self, self.config, folder, dtype=dtype, max_shard_bytes=max_shard_bytes)

@@ -25,8 +25,8 @@ class FakeModel:
     calls: list
 
     @classmethod
-    def from_pretrained(cls, path, dtype):
-        cls.calls = [{"path": path, "dtype": dtype}]
+    def from_pretrained(cls, path, dtype, engine):
+        cls.calls = [{"path": path, "dtype": dtype, "engine": engine}]
         return cls()
 
     def generate(self, streamer, **arguments):

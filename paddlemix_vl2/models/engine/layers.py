@@ -1,0 +1,165 @@
+"""The model's layers on the kernels: the same results within rounding, for inference on the CPU.
+
+Each takes the place of the layer that it is made from, and keeps of it only what it still reads.
+"""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from paddlemix_vl2.models.dot_product import causal_attention
+from paddlemix_vl2.models.engine import kernels
+from paddlemix_vl2.models.engine.kernels import PackedExperts, PackedMatrix, pack
+from paddlemix_vl2.models.layers import DeepseekV2MLP, DeepseekV2RMSNorm
+from paddlemix_vl2.models.moe import DeepseekV2MoE, Routing
+from paddlemix_vl2.models.vision import VisionAttention, VisionMLP
+
+
+class PackedLinear(nn.Layer):
+    """``nn.Linear`` with bfloat16 or int8 weights."""
+
+    def __init__(self, layer: nn.Linear, int8: bool):
+        super().__init__()
+        self.matrix, self.bias = take_matrix(layer, int8), take_bias(layer)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[..., in] -> [..., out]."""
+        return kernels.linear(hidden, self.matrix, self.bias)
+
+
+class PackedGatedMLP(nn.Layer):
+    """``DeepseekV2MLP`` as an expert that every token chooses."""
+
+    def __init__(self, layer: DeepseekV2MLP, int8: bool):
+        super().__init__()
+        self.packed = PackedExperts([take_expert(layer, int8)])
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[..., H] -> [..., H]."""
+        tokens = hidden.flatten(stop_axis=-2)
+        output = paddle.zeros(tokens.shape, "float32")
+        self.packed.add_to(output, tokens, paddle.zeros([tokens.shape[0], 1], "int64"), None)
+        return output.reshape(hidden.shape)
+
+
+class PackedMoE(nn.Layer):
+    """``DeepseekV2MoE``: its own gate, one call for all routed experts, one for the shared."""
+
+    def __init__(self, layer: DeepseekV2MoE, int8: bool):
+        super().__init__()
+        self.gate = layer.gate
+        self.packed = PackedExperts([take_expert(expert, int8) for expert in layer.experts])
+        self.shared = None
+        if layer.shared_experts is not None:
+            self.shared = PackedGatedMLP(layer.shared_experts, int8)
+
+    def forward(self, hidden: paddle.Tensor) -> tuple[paddle.Tensor, Routing]:
+        """[B, T, H] -> [B, T, H] and the routing."""
+        routing = self.gate(hidden)
+        tokens = hidden.flatten(stop_axis=1)
+        output = paddle.zeros(tokens.shape, "float32") if self.shared is None else self.shared(tokens)
+        self.packed.add_to(output, tokens, routing.experts, routing.weights)
+        return output.reshape(hidden.shape), routing
+
+
+class PackedVisionAttention(nn.Layer):
+    """``VisionAttention``; queries, keys and values are read where the product left them."""
+
+    def __init__(self, layer: VisionAttention, int8: bool):
+        super().__init__()
+        self.num_heads = layer.num_heads
+        self.qkv, self.proj = PackedLinear(layer.qkv, int8), PackedLinear(layer.proj, int8)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[I, P, W] -> [I, P, W]."""
+        scale = (hidden.shape[-1] // self.num_heads) ** -0.5
+        return self.proj(kernels.self_attention(self.qkv(hidden), self.num_heads, scale))
+
+
+class PackedVisionMLP(nn.Layer):
+    """``VisionMLP``; the GELU is part of the first product."""
+
+    def __init__(self, layer: VisionMLP, int8: bool):
+        super().__init__()
+        self.first, self.first_bias = take_matrix(layer.fc1, int8), take_bias(layer.fc1)
+        self.second = PackedLinear(layer.fc2, int8)
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[..., W] -> [..., W]."""
+        return self.second(kernels.linear(hidden, self.first, self.first_bias, activation="gelu_tanh"))
+
+
+class KernelRMSNorm(nn.Layer):
+    """``DeepseekV2RMSNorm``."""
+
+    def __init__(self, layer: DeepseekV2RMSNorm, int8: bool):
+        super().__init__()
+        self.epsilon, self.weight = layer.epsilon, layer.weight
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[..., H] -> [..., H]."""
+        return kernels.rms_norm(hidden, self.weight, self.epsilon)
+
+
+class KernelLayerNorm(nn.Layer):
+    """``nn.LayerNorm`` over the last axis."""
+
+    def __init__(self, layer: nn.LayerNorm, int8: bool):
+        super().__init__()
+        self.epsilon, self.weight, self.bias = layer._epsilon, layer.weight, layer.bias
+
+    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[..., W] -> [..., W]."""
+        return kernels.layer_norm(hidden, self.weight, self.bias, self.epsilon)
+
+
+class WideEmbedding(nn.Layer):
+    """``nn.Embedding`` whose rows become float32 when they are read."""
+
+    def __init__(self, layer: nn.Embedding, int8: bool):
+        super().__init__()
+        self.weight = layer.weight
+
+    def forward(self, ids: paddle.Tensor) -> paddle.Tensor:
+        """int64 [...] -> float32 [..., H]."""
+        return F.embedding(ids, self.weight).astype("float32")
+
+
+# The layer that is replaced -> what takes its place. Whole layers before their parts.
+REPLACEMENTS: dict[type, type] = {
+    DeepseekV2MoE: PackedMoE,
+    DeepseekV2MLP: PackedGatedMLP,
+    VisionAttention: PackedVisionAttention,
+    VisionMLP: PackedVisionMLP,
+    DeepseekV2RMSNorm: KernelRMSNorm,
+    nn.LayerNorm: KernelLayerNorm,
+    nn.Embedding: WideEmbedding,
+    nn.Linear: PackedLinear,
+}
+
+
+def attend(queries, keys, values, visibility, scale: float) -> paddle.Tensor:
+    """``causal_attention``; rows with padding or several samples take Paddle's operators."""
+    if visibility.key_mask is None and visibility.segments is None:
+        return kernels.attention(queries, keys, values, scale, visibility.start)
+    return causal_attention(queries, keys, values, visibility, scale)
+
+
+def take_matrix(layer: nn.Linear, int8: bool) -> PackedMatrix:
+    """The packed weights; the layer's own are given up at once, so that both exist of one layer only."""
+    matrix = pack(layer.weight, int8)
+    release(layer.weight)
+    return matrix
+
+
+def take_bias(layer: nn.Linear) -> paddle.Tensor | None:
+    return None if layer.bias is None else layer.bias.astype("float32")
+
+
+def take_expert(layer: DeepseekV2MLP, int8: bool) -> tuple[PackedMatrix, PackedMatrix, PackedMatrix]:
+    return tuple(take_matrix(part, int8) for part in (layer.gate_proj, layer.up_proj, layer.down_proj))
+
+
+def release(tensor: paddle.Tensor) -> None:
+    """Free a parameter's memory."""
+    tensor._clear()

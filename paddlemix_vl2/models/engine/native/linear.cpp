@@ -1,0 +1,376 @@
+// Products of float32 activations with bfloat16 or int8 weights on x86 CPUs, for inference.
+//
+// Several rows go through oneDNN (bfloat16 operands, float32 sums; AMX or AVX512-BF16 where the processor has
+// them); one to four rows, as in a decode step, through loops that read every weight once.
+//
+// Weights of a layer [K, N] are stored in blocks of 32 x 64, one column of blocks after the other: inside a
+// block 16 pairs of rows, of each pair 64 columns, of each column the pair side by side. That is oneDNN's
+// BA16a64b2a, which both ways read. int8 weights lie column block by column block as [K, 64], with one scale
+// per column.
+//
+// All pointers are to dense row-major arrays. Calls are not made from several threads at once.
+
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "common.h"
+
+using namespace vl2;
+
+namespace {
+
+constexpr int64_t kColumns = 64, kRows = 32, kFewRows = 4;
+enum Activation { kNone = 0, kGeluTanh = 1, kSilu = 2 };
+
+// ---- products of many rows ----
+
+struct Product {
+  dnnl::matmul primitive;
+  memory::desc source, weights, target, bias, scale;
+};
+
+// What a product does with its result: + bias, activation, * factor (as large as the result), + what the
+// target holds already.
+struct After {
+  bool bias = false;
+  Activation activation = kNone;
+  bool factor = false;
+  bool add = false;
+  auto key() const { return std::make_tuple(bias, (int)activation, factor, add); }
+};
+
+dnnl::primitive_attr attributes(const After& after, const memory::desc& factor) {
+  dnnl::post_ops operations;
+  if (after.activation == kGeluTanh)
+    operations.append_eltwise(dnnl::algorithm::eltwise_gelu_tanh, 0.f, 0.f);
+  if (after.activation == kSilu) operations.append_eltwise(dnnl::algorithm::eltwise_swish, 1.f, 0.f);
+  if (after.factor) operations.append_binary(dnnl::algorithm::binary_mul, factor);
+  if (after.add) operations.append_sum(1.f);
+  dnnl::primitive_attr result;
+  result.set_post_ops(operations);
+  return result;
+}
+
+Product& product(int64_t m, int64_t k, int64_t n, const After& after, DataType target_type) {
+  using Key = std::tuple<int64_t, int64_t, int64_t, std::tuple<bool, int, bool, bool>, int>;
+  static std::map<Key, Product> known;
+  Key key{m, k, n, after.key(), (int)target_type};
+  auto found = known.find(key);
+  if (found != known.end()) return found->second;
+  if (known.size() > 2000) known.clear();
+  memory::desc source({m, k}, DataType::bf16, memory::format_tag::ab);
+  memory::desc weights({k, n}, DataType::bf16, memory::format_tag::BA16a64b2a);
+  memory::desc target({m, n}, target_type, memory::format_tag::ab);
+  memory::desc bias({1, n}, DataType::f32, memory::format_tag::ab);
+  memory::desc factor({m, n}, DataType::f32, memory::format_tag::ab);
+  auto attr = attributes(after, factor);
+  auto description =
+      after.bias ? dnnl::matmul::primitive_desc(engine(), source, weights, bias, target, attr)
+                 : dnnl::matmul::primitive_desc(engine(), source, weights, target, attr);
+  Product made{dnnl::matmul(description), source, weights, target, bias, factor};
+  return known.emplace(key, made).first->second;
+}
+
+void multiply(const Bf16* source, const Bf16* weights, const float* bias, const float* factor, void* target,
+              int64_t m, int64_t k, int64_t n, After after, DataType target_type) {
+  Product& it = product(m, k, n, after, target_type);
+  std::unordered_map<int, memory> arguments{
+      {DNNL_ARG_SRC, memory(it.source, engine(), (void*)source)},
+      {DNNL_ARG_WEIGHTS, memory(it.weights, engine(), (void*)weights)},
+      {DNNL_ARG_DST, memory(it.target, engine(), target)},
+  };
+  if (after.bias) arguments.emplace(DNNL_ARG_BIAS, memory(it.bias, engine(), (void*)bias));
+  if (after.factor) {
+    int place = DNNL_ARG_ATTR_MULTIPLE_POST_OP(after.activation == kNone ? 0 : 1) | DNNL_ARG_SRC_1;
+    arguments.emplace(place, memory(it.scale, engine(), (void*)factor));
+  }
+  it.primitive.execute(stream(), arguments);
+}
+
+// ---- products of few rows ----
+
+float activate(float x, Activation activation) {
+  if (activation == kSilu) return x / (1.f + std::exp(-x));
+  if (activation == kGeluTanh)
+    return 0.5f * x * (1.f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
+  return x;
+}
+
+// 64 columns of `rows` x [K] in bfloat16, in pairs, times one column of blocks.
+template <int rows>
+void bf16_columns(const Bf16* source, int64_t stride, const Bf16* block, int64_t k, float* sums) {
+  __m512 total[rows][4];
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < 4; ++i) total[r][i] = _mm512_setzero_ps();
+  const int64_t pairs = k / 2;
+  for (int64_t pair = 0; pair < pairs; ++pair, block += 2 * kColumns) {
+    __m512bh w[4];
+    for (int i = 0; i < 4; ++i) w[i] = (__m512bh)_mm512_loadu_si512(block + 32 * i);
+    for (int r = 0; r < rows; ++r) {
+      int32_t two;
+      std::memcpy(&two, source + r * stride + 2 * pair, 4);
+      __m512bh x = (__m512bh)_mm512_set1_epi32(two);
+      for (int i = 0; i < 4; ++i) total[r][i] = _mm512_dpbf16_ps(total[r][i], x, w[i]);
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < 4; ++i) _mm512_storeu_ps(sums + r * kColumns + 16 * i, total[r][i]);
+}
+
+// The same of float32 [K] and int8 weights [K, 64], before the scales.
+template <int rows>
+void int8_columns(const float* source, int64_t stride, const int8_t* block, int64_t k, float* sums) {
+  __m512 total[rows][4];
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < 4; ++i) total[r][i] = _mm512_setzero_ps();
+  for (int64_t row = 0; row < k; ++row, block += kColumns) {
+    __m512 w[4];
+    for (int i = 0; i < 4; ++i)
+      w[i] = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(block + 16 * i))));
+    for (int r = 0; r < rows; ++r) {
+      __m512 x = _mm512_set1_ps(source[r * stride + row]);
+      for (int i = 0; i < 4; ++i) total[r][i] = _mm512_fmadd_ps(x, w[i], total[r][i]);
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < 4; ++i) _mm512_storeu_ps(sums + r * kColumns + 16 * i, total[r][i]);
+}
+
+// A layer's weights as Python passes them: bfloat16 blocks, or int8 with scales.
+struct Weights {
+  const void* data;
+  const float* scales;  // null: bfloat16
+};
+
+void columns(int rows, const float* source, const Bf16* narrow, int64_t k, const Weights& weights,
+             int64_t block, float* sums) {
+  int64_t wide = round_up(k, kRows);
+  if (weights.scales) {
+    auto data = (const int8_t*)weights.data + block * k * kColumns;
+    if (rows == 1) int8_columns<1>(source, k, data, k, sums);
+    if (rows == 2) int8_columns<2>(source, k, data, k, sums);
+    if (rows == 3) int8_columns<3>(source, k, data, k, sums);
+    if (rows == 4) int8_columns<4>(source, k, data, k, sums);
+    for (int r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < kColumns; ++i) sums[r * kColumns + i] *= weights.scales[block * kColumns + i];
+    return;
+  }
+  auto data = (const Bf16*)weights.data + block * wide * kColumns;
+  if (rows == 1) bf16_columns<1>(narrow, wide, data, wide, sums);
+  if (rows == 2) bf16_columns<2>(narrow, wide, data, wide, sums);
+  if (rows == 3) bf16_columns<3>(narrow, wide, data, wide, sums);
+  if (rows == 4) bf16_columns<4>(narrow, wide, data, wide, sums);
+}
+
+// float32 [rows, k] -> bfloat16 [rows, k rounded up to 32], zero behind the end.
+void narrow_rows(const float* source, Bf16* target, int64_t rows, int64_t k) {
+  int64_t wide = round_up(k, kRows);
+  for (int64_t r = 0; r < rows; ++r) {
+    to_bf16(source + r * k, target + r * wide, k);
+    std::memset(target + r * wide + k, 0, (wide - k) * sizeof(Bf16));
+  }
+}
+
+// int8 columns -> the blocks that oneDNN reads.
+const Bf16* widen(const Weights& weights, int64_t k, int64_t n) {
+  static Scratch<Bf16> scratch;
+  int64_t wide = round_up(k, kRows), blocks = round_up(n, kColumns) / kColumns;
+  Bf16* target = scratch.reserve(wide * blocks * kColumns);
+#pragma omp parallel for schedule(static)
+  for (int64_t block = 0; block < blocks; ++block) {
+    auto source = (const int8_t*)weights.data + block * k * kColumns;
+    Bf16* out = target + block * wide * kColumns;
+    __m512 scale[4];
+    for (int i = 0; i < 4; ++i) scale[i] = _mm512_loadu_ps(weights.scales + block * kColumns + 16 * i);
+    auto load = [&](int64_t row, int i) {
+      if (row >= k) return _mm512_setzero_si512();
+      auto values = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(source + row * kColumns + 16 * i)));
+      __m256i narrow = to_bf16(_mm512_mul_ps(_mm512_cvtepi32_ps(values), scale[i]));
+      return _mm512_cvtepu16_epi32(narrow);
+    };
+    for (int64_t row = 0; row < wide; row += 2)
+      for (int i = 0; i < 4; ++i)
+        _mm512_storeu_si512(out + row * kColumns + 32 * i,
+                            _mm512_or_si512(load(row, i), _mm512_slli_epi32(load(row + 1, i), 16)));
+  }
+  return target;
+}
+
+const Bf16* blocks_of(const Weights& weights, int64_t k, int64_t n) {
+  return weights.scales ? widen(weights, k, n) : (const Bf16*)weights.data;
+}
+
+Scratch<Bf16> narrow_scratch;
+
+void few_rows(const float* source, int64_t rows, int64_t k, int64_t n, const Weights& weights,
+              const float* bias, Activation activation, bool add, float* target) {
+  Bf16* narrow = narrow_scratch.reserve(kFewRows * round_up(k, kRows));
+  if (!weights.scales) narrow_rows(source, narrow, rows, k);
+#pragma omp parallel for schedule(static)
+  for (int64_t block = 0; block < (n + kColumns - 1) / kColumns; ++block) {
+    alignas(64) float sums[kFewRows * kColumns];
+    columns(rows, source, narrow, k, weights, block, sums);
+    int64_t first = block * kColumns, count = std::min(kColumns, n - first);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < count; ++i) {
+        float value = activate(sums[r * kColumns + i] + (bias ? bias[first + i] : 0.f), activation);
+        float* out = target + r * n + first + i;
+        *out = add ? *out + value : value;
+      }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int vl2_dnnl_version() {
+  const dnnl_version_t* version = dnnl_version();
+  return version->major * 100 + version->minor;
+}
+
+// bfloat16 [K, N] -> blocks; `target` holds round_up(K, 32) * round_up(N, 64).
+void vl2_pack_bf16(const Bf16* source, int64_t k, int64_t n, Bf16* target) {
+  int64_t wide = round_up(k, kRows), blocks = round_up(n, kColumns) / kColumns;
+#pragma omp parallel for schedule(static)
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t row = 0; row < wide; ++row)
+      for (int64_t column = 0; column < kColumns; ++column) {
+        int64_t from = block * kColumns + column;
+        target[(block * wide + row / 2 * 2) * kColumns + 2 * column + row % 2] =
+            row < k && from < n ? source[row * n + from] : 0;
+      }
+}
+
+// bfloat16 [K, N] -> int8 [N / 64, K, 64] and a scale per column, [round_up(N, 64)].
+void vl2_pack_int8(const Bf16* source, int64_t k, int64_t n, int8_t* target, float* scales) {
+  int64_t blocks = round_up(n, kColumns) / kColumns;
+  auto read = [&](int64_t row, int64_t column) {
+    uint32_t bits = column < n ? (uint32_t)source[row * n + column] << 16 : 0;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  };
+#pragma omp parallel for schedule(static)
+  for (int64_t block = 0; block < blocks; ++block) {
+    float largest[kColumns] = {0};
+    for (int64_t row = 0; row < k; ++row)
+      for (int64_t i = 0; i < kColumns; ++i)
+        largest[i] = std::max(largest[i], std::fabs(read(row, block * kColumns + i)));
+    for (int64_t i = 0; i < kColumns; ++i)
+      scales[block * kColumns + i] = largest[i] > 0 ? largest[i] / 127.f : 1.f;
+    for (int64_t row = 0; row < k; ++row)
+      for (int64_t i = 0; i < kColumns; ++i)
+        target[(block * k + row) * kColumns + i] =
+            (int8_t)std::lrintf(read(row, block * kColumns + i) / scales[block * kColumns + i]);
+  }
+}
+
+// target [M, N] = activation(source [M, K] * weights + bias), or is added to.
+void vl2_linear(const float* source, int64_t m, int64_t k, int64_t n, const void* data, const float* scales,
+                const float* bias, int activation, int add, float* target) {
+  Weights weights{data, scales};
+  if (m <= kFewRows) {
+    few_rows(source, m, k, n, weights, bias, (Activation)activation, add, target);
+    return;
+  }
+  Bf16* narrow = narrow_scratch.reserve(m * k);
+  rows_to_bf16(source, narrow, m, k);
+  multiply(narrow, blocks_of(weights, k, n), bias, nullptr, target, m, k, n,
+           After{bias != nullptr, (Activation)activation, false, add != 0}, DataType::f32);
+}
+
+// The gated MLPs of the chosen experts: target [M, H] += sum of weight * down(silu(gate(x)) * up(x)).
+//
+// data: 3 * num_experts pointers (gate, up, down of each expert); scales: the same, or null for bfloat16.
+// experts: int64 [M, top_k], weights: float32 [M, top_k]; null weights: all 1.
+void vl2_experts(const float* source, int64_t m, int64_t hidden, int64_t width, const void** data,
+                 const float** scales, int64_t num_experts, const int64_t* experts, const float* weights,
+                 int64_t top_k, float* target) {
+  auto layer = [&](int64_t expert, int part) {
+    return Weights{data[3 * expert + part], scales ? scales[3 * expert + part] : nullptr};
+  };
+  static Scratch<float> inner_scratch, outer_scratch;
+  static Scratch<Bf16> rows_scratch, gated_scratch;
+  if (m == 1) {
+    // One pass over the first two layers of all experts, one over the third: few large pieces of work.
+    int64_t wide = round_up(hidden, kRows), inner_wide = round_up(width, kRows);
+    Bf16* narrow = narrow_scratch.reserve(wide);
+    bool bf16 = !scales;
+    if (bf16) narrow_rows(source, narrow, 1, hidden);
+    float* inner = inner_scratch.reserve(top_k * round_up(width, kColumns));
+    Bf16* gated = gated_scratch.reserve(top_k * inner_wide);
+    int64_t in_blocks = (width + kColumns - 1) / kColumns, out_blocks = (hidden + kColumns - 1) / kColumns;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+      for (int64_t piece = 0; piece < top_k * in_blocks; ++piece) {
+        int64_t choice = piece / in_blocks, block = piece % in_blocks;
+        alignas(64) float gate[kColumns], up[kColumns];
+        columns(1, source, narrow, hidden, layer(experts[choice], 0), block, gate);
+        columns(1, source, narrow, hidden, layer(experts[choice], 1), block, up);
+        int64_t first = block * kColumns, count = std::min(kColumns, width - first);
+        for (int64_t i = 0; i < count; ++i)
+          inner[choice * width + first + i] = activate(gate[i], kSilu) * up[i];
+      }
+      if (bf16) {
+#pragma omp for schedule(static)
+        for (int64_t choice = 0; choice < top_k; ++choice)
+          narrow_rows(inner + choice * width, gated + choice * inner_wide, 1, width);
+      }
+#pragma omp for schedule(static)
+      for (int64_t block = 0; block < out_blocks; ++block) {
+        alignas(64) float sums[kColumns], total[kColumns] = {0};
+        for (int64_t choice = 0; choice < top_k; ++choice) {
+          columns(1, inner + choice * width, gated + choice * inner_wide, width, layer(experts[choice], 2),
+                  block, sums);
+          float weight = weights ? weights[choice] : 1.f;
+          for (int64_t i = 0; i < kColumns; ++i) total[i] += weight * sums[i];
+        }
+        int64_t first = block * kColumns, count = std::min(kColumns, hidden - first);
+        for (int64_t i = 0; i < count; ++i) target[first + i] += total[i];
+      }
+    }
+    return;
+  }
+  // The rows of each expert, in the order of the tokens.
+  std::vector<std::vector<int64_t>> pairs(num_experts);
+  for (int64_t pair = 0; pair < m * top_k; ++pair) pairs[experts[pair]].push_back(pair);
+  for (int64_t expert = 0; expert < num_experts; ++expert) {
+    int64_t count = pairs[expert].size();
+    if (!count) continue;
+    // Rounded up, so that few different products have to be prepared.
+    int64_t rows = round_up(count, 16);
+    Bf16* gathered = rows_scratch.reserve(rows * hidden);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row) {
+      if (row < count)
+        to_bf16(source + pairs[expert][row] / top_k * hidden, gathered + row * hidden, hidden);
+      else
+        std::memset(gathered + row * hidden, 0, hidden * sizeof(Bf16));
+    }
+    float* gate = inner_scratch.reserve(rows * width);
+    Bf16* gated = gated_scratch.reserve(rows * width);
+    float* outer = outer_scratch.reserve(rows * hidden);
+    multiply(gathered, blocks_of(layer(expert, 0), hidden, width), nullptr, nullptr, gate, rows, hidden,
+             width, After{false, kSilu, false, false}, DataType::f32);
+    multiply(gathered, blocks_of(layer(expert, 1), hidden, width), nullptr, gate, gated, rows, hidden, width,
+             After{false, kNone, true, false}, DataType::bf16);
+    multiply(gated, blocks_of(layer(expert, 2), width, hidden), nullptr, nullptr, outer, rows, width, hidden,
+             After{}, DataType::f32);
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < count; ++row) {
+      int64_t pair = pairs[expert][row];
+      float weight = weights ? weights[pair] : 1.f;
+      const float* from = outer + row * hidden;
+      float* to = target + pair / top_k * hidden;
+      for (int64_t i = 0; i < hidden; ++i) to[i] += weight * from[i];
+    }
+  }
+}
+
+}  // extern "C"
