@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "keys": set(),
     "configuration": {"image_layout"},
     "costs": {"configuration"},
+    "memory": {"configuration", "checkpoints"},
     "processing": SHARED,
     "checkpoints": SHARED,
     "generation": SHARED,
