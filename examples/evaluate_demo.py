@@ -29,9 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add, positive = parser.add_argument, inference_cli.positive
-    demo = str(inference_cli.DEMO_CHECKPOINT)
-    add("--model_path", default=demo, help="checkpoint folder (default: the one that comes with the package)")
-    add("--adapter_path", metavar="FOLDER", help="LoRA adapter of that model, to answer with")
+    inference_cli.add_model_flags(parser)
     add(
         "--samples_per_kind",
         type=positive,
@@ -47,14 +45,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="KIND",
         help="only these kinds of questions; other_language is asked only when named",
     )
-    add("--dtype", default="auto", choices=inference_cli.DTYPES, help="of the weights (default auto)")
-    add(
-        "--engine",
-        default="auto",
-        choices=inference_cli.ENGINES,
-        help="auto, Paddle's operators, or the CPU kernels",
-    )
-    add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     add("--output", type=Path, metavar="FILE", help="where to write scores and answers as JSON")
     return parser
 

@@ -30,22 +30,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add(
-        "--model_path",
-        default=str(DEMO_CHECKPOINT),
-        help="checkpoint folder, or a hub name like deepseek-ai/deepseek-vl2-tiny (default: the small model "
-        "that comes with the package)",
-    )
-    add("--adapter_path", metavar="FOLDER", help="LoRA adapter of that model, to answer with")
+    add_model_flags(parser)
     add(
         "--question",
         required=True,
         help=f"may hold {IMAGE_TOKEN} where a picture belongs; in front otherwise",
     )
     add("--system_prompt", default="", help="text before the conversation (default: none)")
-    add("--dtype", default="auto", choices=DTYPES, help="of the weights (default auto)")
-    add("--engine", default="auto", choices=ENGINES, help="auto, Paddle's operators, or the CPU kernels")
-    add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     add("--max_new_tokens", type=positive, default=512, metavar="N", help="longest answer (default 512)")
     add(
         "--chunk_size",
@@ -62,6 +53,21 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add("--repetition_penalty", type=float, default=1.0, metavar="R", help="above 1: repeat less (default 1)")
     add("--seed", type=int, help="makes sampling reproducible")
     return parser
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Which model answers, and on what it runs."""
+    add = parser.add_argument
+    add(
+        "--model_path",
+        default=str(DEMO_CHECKPOINT),
+        help="checkpoint folder, or a hub name like deepseek-ai/deepseek-vl2-tiny (default: the small model "
+        "that comes with the package)",
+    )
+    add("--adapter_path", metavar="FOLDER", help="LoRA adapter of that model, to answer with")
+    add("--dtype", default="auto", choices=DTYPES, help="of the weights (default auto)")
+    add("--engine", default="auto", choices=ENGINES, help="auto, Paddle's operators, or the CPU kernels")
+    add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
 
 
 def positive(text: str) -> int:

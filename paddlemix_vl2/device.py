@@ -86,8 +86,7 @@ def physical_cores(cpuinfo: str | None = None, cgroup: Path = Path("/sys/fs/cgro
         cgroup: folder with the limits of this process's control group.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    lines = (_cpuinfo() if cpuinfo is None else cpuinfo).splitlines()
-    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    fields = _processor(cpuinfo)
     threads_per_core = int(fields.get("siblings", 1)) // int(fields.get("cpu cores", 1))
     cores = usable // max(1, threads_per_core)
     return max(1, min(cores, _container_share(cgroup) or cores))
@@ -158,11 +157,13 @@ def processor_flags(cpuinfo: str | None = None) -> set[str]:
     Args:
         cpuinfo: text of ``/proc/cpuinfo``; read from the system when absent.
     """
-    for line in (_cpuinfo() if cpuinfo is None else cpuinfo).splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            return set(value.split())
-    return set()
+    return set(_processor(cpuinfo).get("flags", "").split())
+
+
+def _processor(cpuinfo: str | None) -> dict[str, str]:
+    """Fields of ``/proc/cpuinfo``, of its last processor."""
+    lines = (_cpuinfo() if cpuinfo is None else cpuinfo).splitlines()
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
 def _cpuinfo() -> str:

@@ -66,8 +66,6 @@ class MemoryEstimate:
         process: what Paddle takes without a model; 0 on a GPU, where its context was not measured.
         weights, cache: the whole answer long.
         vision, prefill, logits: activations of the three phases, one after the other.
-        loading: the most before the first answer, ``process`` included. The C library keeps what has been
-            freed (``device.keep_freed_memory``): the resident size does not fall below it by itself.
     """
 
     process: int
@@ -76,11 +74,16 @@ class MemoryEstimate:
     vision: int
     prefill: int
     logits: int
-    loading: int
+
+    @property
+    def loaded(self) -> int:
+        """Before the first answer. A checkpoint is read, and packed for the kernels, tensor by tensor, the
+        largest first, so that loading takes no more than the model itself."""
+        return self.process + self.weights
 
     @property
     def answering(self) -> int:
-        """The most from the first answer on: all but ``loading``, with the largest phase."""
+        """The most from the first answer on, in the largest phase."""
         return self.process + self.weights + self.cache + max(self.vision, self.prefill, self.logits)
 
 
@@ -114,7 +117,6 @@ def estimate(
         vision=vision_bytes(config, placement, positions, batch_size),
         prefill=prefill_bytes(language, placement, positions, batch_size, chunk_size),
         logits=logits_bytes(language, placement, batch_size),
-        loading=process + loading_bytes(config, placement),
     )
 
 
@@ -149,21 +151,6 @@ def _packed_bytes(name: str, shape: tuple[int, ...], int8: bool) -> int:
     if int8 and not name.startswith("vision."):
         return columns * (rows * _INT8 + _FLOAT32)
     return columns * _round_up(rows, BLOCK_ROWS) * _BFLOAT16
-
-
-def loading_bytes(config: DeepseekVLV2Config, placement: Placement) -> int:
-    """The most that weights take before the first answer.
-
-    A checkpoint is read tensor by tensor, the largest first, so the model itself is the most. The kernels
-    take over a model that has been read in bfloat16 as a whole, matrix by matrix; the output head, their
-    largest, is the last to exist twice.
-    """
-    weights = weight_bytes(config, placement)
-    if not placement.packed:
-        return weights
-    language = config.language_config
-    head = language.vocab_size * language.hidden_size * _BFLOAT16
-    return max(weight_bytes(config, Placement("gpu", "bfloat16")), weights + head)
 
 
 def cache_bytes(config: DeepseekV2Config, placement: Placement, positions: int, batch_size: int) -> int:

@@ -35,3 +35,14 @@ def golden() -> Path:
 def tokenizer_folders() -> dict[str, Path]:
     """Folders of the 128k (VL2-Tiny, VL2) and the 100k (VL2-Small) tokenizer."""
     return {name: find_tokenizer_folder(name) for name in TOKENIZER_VERSIONS}
+
+
+@pytest.fixture
+def native(monkeypatch):
+    """The CPU kernels, which the other tests go without; skips where this machine cannot have them."""
+    from paddlemix_vl2.models.engine import build, conversion
+
+    monkeypatch.delenv(build.SWITCH_VARIABLE, raising=False)
+    problem = conversion.kernels_problem()
+    if problem:
+        pytest.skip(f"no kernels here: {problem}")

@@ -5,43 +5,37 @@
     python tools/estimate_memory.py path/to/checkpoint --batch_size 4 --chunk_size 512
 
 One table row for each device and kind of weights (float16 takes as much as bfloat16), in GB of 10^9 bytes.
-``vision``, ``prefill`` and ``logits`` are activations of phases that follow one another. ``loading`` is the
-most that is needed before the first answer; ``answering`` from then on: the largest phase, weights, cache and
-process. A GPU's own context is not counted. paddlemix_vl2/memory.py has the arithmetic.
+``vision``, ``prefill`` and ``logits`` are activations of phases that follow one another. ``loaded`` is what
+is there before the first answer, weights and process; ``answering`` the most from then on: the largest phase
+and the cache besides. A GPU's own context is not counted. paddlemix_vl2/memory.py has the arithmetic.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+# Beside this file.
+from command_line import OneLineParser, exit_code
+
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.memory import PLACEMENTS, MemoryEstimate, Placement, estimate
 
 GEOMETRIES = Path(__file__).resolve().parents[1] / "configs" / "model"
 NAMES = ("tiny", "small", "base")
-COLUMNS = ("weights", "cache", "vision", "prefill", "logits", "process", "loading", "answering")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one line, without the usage text in front."""
-
-    def error(self, message: str):
-        raise ValueError(f"{message}; --help lists the flags")
+COLUMNS = ("weights", "cache", "vision", "prefill", "logits", "process", "loaded", "answering")
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        arguments = parse_arguments(argv)
-        rows = [row for model in arguments.models for row in estimate_model(model, arguments)]
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: run(parse_arguments(argv)))
+
+
+def run(arguments: argparse.Namespace) -> None:
+    rows = [row for model in arguments.models for row in estimate_model(model, arguments)]
     print("\n".join(as_table(rows)))
-    return 0
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(__doc__)
     add = parser.add_argument
     add(
         "models",

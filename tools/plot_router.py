@@ -29,7 +29,8 @@ with warnings.catch_warnings():
     import paddle
 
 # Beside this file.
-from plotting import OneLineParser, exit_code, save_figure, say
+from command_line import OneLineParser, exit_code, say
+from plotting import save_figure
 from router_figure import WIDE_FONTS, PictureViews, Reading, cover, draw, escape, installed_fonts, readable
 
 EXAMPLE_TEXT = (

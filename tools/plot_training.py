@@ -21,7 +21,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
     # Beside this file.
-    from plotting import OneLineParser, exit_code, save_figure
+    from command_line import OneLineParser, exit_code
+    from plotting import save_figure
 
     from paddlemix_vl2.generation.drawing import check_output
 

@@ -1,8 +1,4 @@
-"""What the tools that draw share: errors in one line, and the figure's file."""
-
-import argparse
-import sys
-from collections.abc import Callable
+"""From a figure of the tools that draw to its file."""
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -10,34 +6,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from paddlemix_vl2.generation.drawing import save_picture
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one line, without the usage text in front."""
-
-    def __init__(self, description: str):
-        super().__init__(
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-
-    def error(self, message: str):
-        raise ValueError(f"{message}; --help lists the flags")
-
-
-def exit_code(run: Callable[[], None]) -> int:
-    """0, or 2 where ``run`` raised what the user has to change, said in one line."""
-    try:
-        run()
-    except (ValueError, OSError) as error:
-        say("error: " + " ".join(str(error).split()))
-        return 2
-    return 0
-
-
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
 
 
 def save_figure(figure: Figure, file: str) -> None:

@@ -1,5 +1,6 @@
 """Load a checkpoint into a model, one tensor at a time."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import paddle
@@ -19,6 +20,7 @@ def load_checkpoint(
     folder: str | Path,
     dtype: str = "float32",
     progress: bool = False,
+    take: Callable[[str, paddle.Tensor], bool] | None = None,
 ) -> None:
     """Fill a model's parameters and persistable buffers from safetensors files of either layout.
 
@@ -34,6 +36,8 @@ def load_checkpoint(
         dtype: of the weights in memory, ``float32``, ``bfloat16`` or ``float16``; tensors with a dtype of
             their own in ``rules.RULES`` keep that.
         progress: show a bar of bytes where the checkpoint is large.
+        take: is shown each tensor first, with its name: the file's values in Paddle's layout, perhaps not in
+            order in memory. Where it returns True, the model does not get it.
 
     Raises:
         FileNotFoundError: the folder or its files are not there.
@@ -52,25 +56,25 @@ def load_checkpoint(
     ordered = sorted(stored.tensors.values(), key=lambda tensor: (-tensor.nbytes, tensor.file, tensor.offset))
     with byte_bar("loading", stored.nbytes, progress) as bar:
         for tensor in ordered:
-            value = read_tensor(tensor, expected[tensor.name], layout, dtype)
-            # The parameter takes over the memory of the value; set_value would copy it.
-            value._share_buffer_to(targets[tensor.name])
+            value = read_tensor(tensor, expected[tensor.name], layout)
+            if take is None or not take(tensor.name, value):
+                # A parameter must have its values in order.
+                value = cast(value.contiguous(), rule_for(tensor.name).dtype or dtype)
+                # The parameter takes over the memory of the value; set_value would copy it.
+                value._share_buffer_to(targets[tensor.name])
             bar.update(tensor.nbytes)
 
 
-def read_tensor(
-    stored: StoredTensor, published: tuple[int, ...], layout: Layout, dtype: str
-) -> paddle.Tensor:
-    """One tensor as the model holds it: Paddle's layout, on the current device.
+def read_tensor(stored: StoredTensor, published: tuple[int, ...], layout: Layout) -> paddle.Tensor:
+    """One tensor in Paddle's layout and the file's dtype, on the current device; a matrix of the other layout
+    is a transposed view.
 
     Args:
         stored: where its values are.
         published: its shape in the published layout.
         layout: of the file.
-        dtype: wanted, unless the tensor has one of its own.
     """
     value = paddle.to_tensor(stored.read())
     if must_transpose(stored.name, stored.shape, published, source=layout, target=Layout.PADDLE):
-        # paddle.transpose is a view; a parameter must have its values in order.
-        value = paddle.transpose(value, [1, 0]).contiguous()
-    return cast(value, rule_for(stored.name).dtype or dtype)
+        value = paddle.transpose(value, [1, 0])
+    return value

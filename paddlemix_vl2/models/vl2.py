@@ -28,7 +28,7 @@ from paddlemix_vl2.models.balance import (
 )
 from paddlemix_vl2.models.cache import ModelCache
 from paddlemix_vl2.models.dot_product import segment_visibility
-from paddlemix_vl2.models.engine import accelerate, choose_weights, is_accelerated
+from paddlemix_vl2.models.engine import PackWhileLoading, accelerate, choose_weights, is_accelerated
 from paddlemix_vl2.models.fusion import place_image_tokens, plan_fusion
 from paddlemix_vl2.models.language import (
     DeepseekV2ForCausalLM,
@@ -281,7 +281,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         config.dtype = "bfloat16" if weights else device.resolve_dtype(dtype)
         with paddle.LazyGuard():  # parameters get no memory and no initial value before their tensor is read
             model = cls(config)
-        checkpoints.load_checkpoint(model, config, folder, dtype=config.dtype, progress=progress)
+        take = PackWhileLoading(model, weights) if weights else None
+        checkpoints.load_checkpoint(model, config, folder, config.dtype, progress, take)
         if weights:
             accelerate(model, weights)
         model.eval()

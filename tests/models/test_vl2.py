@@ -126,3 +126,12 @@ def test_a_mask_that_contradicts_the_cache_is_refused(golden_model):
 def test_more_positions_than_the_model_has(golden_model):
     with pytest.raises(ValueError, match="4097 positions, but the model has 4096"):
         golden_model("mha_greedy")(input_ids=paddle.zeros([1, 4097], "int64"))
+
+
+def test_logits_only_where_they_are_wanted(golden_model, recorded_batch):
+    """The loss does not need them; in training on labels they are left out unless asked for."""
+    model = golden_model("mla_greedy")
+    with paddle.no_grad():
+        whole, bare = model(**recorded_batch), model(**recorded_batch, return_logits=False)
+    assert whole.logits is not None and bare.logits is None
+    assert float(whole.loss) == float(bare.loss)

@@ -51,6 +51,19 @@ def test_resuming_is_exact(make_recipe, tmp_path):
     assert states[0] == states[1]
 
 
+def test_broken_samples_are_counted_on(make_recipe, tmp_path):
+    """Rows so short that some samples are refused before the stop, and some behind it."""
+    settings = {**SETTINGS, "max_seq_length": 150, "save_steps": 2}
+    whole = run.train(make_recipe(output_dir=str(tmp_path / "whole"), **settings))
+    half = tmp_path / "half"
+    half.mkdir()
+    (whole / "checkpoint-2").rename(half / "checkpoint-2")
+    run.train(make_recipe(output_dir=str(half), resume_from_checkpoint="auto", **settings))
+    folders = (half / "checkpoint-2", half / "checkpoint-4", whole / "checkpoint-4")
+    counts = [checkpoint.read_run_state(folder)["broken_samples"] for folder in folders]
+    assert 0 < counts[0] < counts[1] == counts[2]
+
+
 def test_auto_begins_anew_where_there_is_nothing(make_recipe, tmp_path):
     first = run.train(make_recipe(output_dir=str(tmp_path / "a"), resume_from_checkpoint="auto"))
     second = run.train(make_recipe(output_dir=str(tmp_path / "b")))

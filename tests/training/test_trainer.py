@@ -8,6 +8,7 @@ import paddle
 import pytest
 
 from paddlemix_vl2.training import run
+from paddlemix_vl2.training.optimizer import make_schedule
 from paddlemix_vl2.training.parts import part_of
 from paddlemix_vl2.training.trainer import VL2Trainer
 
@@ -137,6 +138,25 @@ def test_the_log_has_what_is_promised(make_recipe, train):
     assert np.sum(first["load_per_layer"], axis=1) == pytest.approx([1, 1], abs=1e-3)
     assert set(first["seconds"]) >= {"forward", "backward", "optimizer"}
     assert any("eval_loss" in record for record in records)
+
+
+def test_the_logged_rate_is_that_of_the_step(make_recipe, train):
+    """Warm-up over four steps: a quarter of the rate in the first. No total that a resumed run gets wrong."""
+    arguments = make_recipe(max_steps=2, warmup_steps=4, lr_scheduler_type="constant", learning_rate=0.004)
+    train(arguments)
+    with open(f"{arguments.output_dir}/metrics.jsonl", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    rates = [record["learning_rate"] for record in records if "loss" in record]
+    assert rates == pytest.approx([make_schedule_rate(arguments, step) for step in (0, 1)])
+    assert rates[0] < rates[1] < 0.004
+    assert not any("train_loss" in record for record in records)
+
+
+def make_schedule_rate(arguments, step: int) -> float:
+    schedule = make_schedule(arguments)
+    for _ in range(step):
+        schedule.step()
+    return schedule()
 
 
 def test_the_trained_model_is_read_by_everyone(make_recipe, train):

@@ -10,6 +10,7 @@ from paddle import nn
 from paddlemix_vl2 import device
 from paddlemix_vl2.models.engine import kernels
 from paddlemix_vl2.models.engine.build import SWITCH_VARIABLE, KernelsUnavailable
+from paddlemix_vl2.models.engine.kernels import pack
 from paddlemix_vl2.models.engine.layers import REPLACEMENTS, PackedLinear, attend
 from paddlemix_vl2.models.vision import AttentionPoolLatent
 
@@ -69,6 +70,32 @@ def _say_once(message: str) -> None:
 def is_accelerated(model: nn.Layer) -> bool:
     """Whether the model has been through :func:`accelerate`."""
     return any(isinstance(layer, PackedLinear) for layer in model.sublayers())
+
+
+class PackWhileLoading:
+    """Packs the weights of a model's linear layers as they are read, so that the model as it is stored never
+    exists as a whole; :func:`accelerate` takes them from the layers. For ``load_checkpoint(take=...)``.
+
+    Args:
+        model: without values yet.
+        weights: as in :func:`accelerate`.
+    """
+
+    def __init__(self, model: nn.Layer, weights: str):
+        layers = dict(model.named_sublayers())
+        unused = tuple(f"{name}." for name in layers if isinstance(layers[name], AttentionPoolLatent))
+        self._int8 = weights == "int8"
+        self._linear = {f"{name}.weight": layer for name, layer in layers.items() if type(layer) is nn.Linear}
+        self._unused = unused or ("/",)
+
+    def __call__(self, name: str, value: paddle.Tensor) -> bool:
+        """Whether the tensor has been taken (or is not needed)."""
+        if name.startswith(self._unused):
+            return True
+        layer = self._linear.get(name)
+        if layer is not None:
+            layer.packed = pack(value, self._int8 and not name.startswith("vision."))
+        return layer is not None
 
 
 @paddle.no_grad()

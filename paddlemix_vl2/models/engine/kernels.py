@@ -6,21 +6,23 @@ from functools import lru_cache
 
 import paddle
 
+from paddlemix_vl2.models.dot_product import QUERY_BLOCK
 from paddlemix_vl2.models.engine.build import KernelsUnavailable, find_library
 
 ACTIVATIONS = {None: 0, "gelu_tanh": 1, "silu": 2}
 _BLOCK_ROWS, _BLOCK_COLUMNS = 32, 64
 # Scores of this many bytes at a time stay in the processor's caches.
 _SCORE_BYTES = 8 << 20
+_FLOAT_BYTES = 4
 _DNNL = (300, 400)  # versions whose interface the kernels were written for, from and below
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
-    "vl2_pack_bf16": [_POINTER, _INT, _INT, _POINTER],
-    "vl2_pack_int8": [_POINTER, _INT, _INT, _POINTER, _POINTER],
+    "vl2_pack_bf16": [_POINTER, *[_INT] * 4, _POINTER],
+    "vl2_pack_int8": [_POINTER, *[_INT] * 4, _POINTER, _POINTER],
     "vl2_linear": [_POINTER, *[_INT] * 3, *[_POINTER] * 3, *[ctypes.c_int] * 2, _POINTER],
     "vl2_experts": [_POINTER, *[_INT] * 3, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT, _POINTER],
-    "vl2_attention": [*[_POINTER, _INT] * 3, *[_INT] * 5, _FLOAT, *[_INT] * 2, _POINTER],
+    "vl2_attention": [*[_POINTER, _INT] * 3, *[_INT] * 5, _FLOAT, *[_INT] * 3, _POINTER],
     "vl2_rms_norm": [_POINTER, _INT, _INT, _POINTER, _FLOAT, _POINTER],
     "vl2_layer_norm": [_POINTER, _INT, _INT, _POINTER, _POINTER, _FLOAT, _POINTER],
 }
@@ -66,16 +68,19 @@ def load() -> ctypes.CDLL:
 
 
 def pack(weight: paddle.Tensor, int8: bool = False) -> PackedMatrix:
-    """Weights [K, N] of a linear layer, bfloat16; int8 rounds each column to 255 steps."""
+    """Weights [K, N] of a linear layer, in any order in memory, as bfloat16; int8 rounds each column to 255
+    steps."""
     rows, columns = weight.shape
-    weight = weight.astype("bfloat16").contiguous()
+    if weight.dtype != paddle.bfloat16:
+        weight = weight.astype("bfloat16")
+    source = (weight.data_ptr(), *weight.strides, rows, columns)
     width = _round_up(columns, _BLOCK_COLUMNS)
     if int8:
         data, scales = paddle.empty([rows * width], "int8"), paddle.empty([width], "float32")
-        load().vl2_pack_int8(weight.data_ptr(), rows, columns, data.data_ptr(), scales.data_ptr())
+        load().vl2_pack_int8(*source, data.data_ptr(), scales.data_ptr())
         return PackedMatrix(rows, columns, data, scales)
     data = paddle.empty([_round_up(rows, _BLOCK_ROWS) * width], "bfloat16")
-    load().vl2_pack_bf16(weight.data_ptr(), rows, columns, data.data_ptr())
+    load().vl2_pack_bf16(*source, data.data_ptr())
     return PackedMatrix(rows, columns, data)
 
 
@@ -149,38 +154,22 @@ class PackedExperts:
 
 
 def attention(
-    queries: paddle.Tensor, keys: paddle.Tensor, values: paddle.Tensor, scale: float, start: int | None = None
+    queries: paddle.Tensor,
+    keys: paddle.Tensor,
+    values: paddle.Tensor,
+    scale: float,
+    start: int | None = None,
 ) -> paddle.Tensor:
     """Softmax attention, [B, T, N, D], [B, S, N, D] and [B, S, N, Dv] -> [B, T, N, Dv].
 
     Args:
         start: query t sees the keys up to ``start + t``; all keys where None.
     """
-    queries, keys, values = _dense(queries), _dense(keys), _dense(values)
-    batch, num_queries, heads, width = queries.shape
-    num_keys, value_width = keys.shape[1], values.shape[-1]
-    output = paddle.empty([batch, num_queries, heads, value_width], "float32")
-    rows = num_queries if start is None else min(num_queries, 256)
-    heads_at_once = max(1, min(heads, _SCORE_BYTES // (4 * rows * num_keys)))
-    run = load().vl2_attention
-    for sequence in range(batch):
-        run(
-            queries.data_ptr() + 4 * sequence * num_queries * heads * width,
-            heads * width,
-            keys.data_ptr() + 4 * sequence * num_keys * heads * width,
-            heads * width,
-            values.data_ptr() + 4 * sequence * num_keys * heads * value_width,
-            heads * value_width,
-            num_queries,
-            num_keys,
-            heads,
-            width,
-            value_width,
-            scale,
-            -1 if start is None else start,
-            heads_at_once,
-            output.data_ptr() + 4 * sequence * num_queries * heads * value_width,
-        )
+    tensors = [_dense(tensor) for tensor in (queries, keys, values)]
+    sources = [(tensor.data_ptr(), tensor.shape[2] * tensor.shape[3]) for tensor in tensors]
+    batch, length, heads, width = queries.shape
+    output = paddle.empty([batch, length, heads, values.shape[-1]], "float32")
+    _attend(sources, output, length, keys.shape[1], width, scale, start)
     return output
 
 
@@ -189,15 +178,41 @@ def self_attention(mixed: paddle.Tensor, heads: int, scale: float) -> paddle.Ten
     mixed = _dense(mixed)
     batch, length, width = mixed.shape
     width //= 3
-    output = paddle.empty([batch, length, width], "float32")
-    heads_at_once = max(1, min(heads, _SCORE_BYTES // (4 * length * length)))
+    output = paddle.empty([batch, length, heads, width // heads], "float32")
+    sources = [(mixed.data_ptr() + _FLOAT_BYTES * part * width, 3 * width) for part in range(3)]
+    _attend(sources, output, length, length, width // heads, scale, None)
+    return output.reshape([batch, length, width])
+
+
+def _attend(
+    sources: list[tuple[int, int]],
+    output: paddle.Tensor,
+    num_queries: int,
+    num_keys: int,
+    width: int,
+    scale: float,
+    start: int | None,
+) -> None:
+    """Attention into ``output`` [B, T, N, Dv], sequence by sequence.
+
+    Args:
+        sources: of queries, keys and values the address of the first number, and the numbers from a position
+            to the next.
+        width: D of queries and keys.
+    """
+    batch, _, heads, value_width = output.shape
+    block = num_queries if start is None else min(num_queries, QUERY_BLOCK)
+    heads_at_once = max(1, min(heads, _SCORE_BYTES // (_FLOAT_BYTES * block * num_keys)))
+    shape = (num_queries, num_keys, heads, width, value_width)
     for sequence in range(batch):
-        first = mixed.data_ptr() + 4 * sequence * length * 3 * width
-        parts = [value for part in range(3) for value in (first + 4 * part * width, 3 * width)]
-        shape = (length, length, heads, width // heads, width // heads)
-        target = output.data_ptr() + 4 * sequence * length * width
-        load().vl2_attention(*parts, *shape, scale, -1, heads_at_once, target)
-    return output
+        places = [
+            number
+            for (address, stride), length in zip(sources, (num_queries, num_keys, num_keys), strict=True)
+            for number in (address + _FLOAT_BYTES * sequence * length * stride, stride)
+        ]
+        target = output.data_ptr() + _FLOAT_BYTES * sequence * num_queries * heads * value_width
+        order = -1 if start is None else start
+        load().vl2_attention(*places, *shape, scale, order, block, heads_at_once, target)
 
 
 def rms_norm(hidden: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:

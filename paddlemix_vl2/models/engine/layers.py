@@ -146,7 +146,10 @@ def attend(queries, keys, values, visibility, scale: float) -> paddle.Tensor:
 
 
 def take_matrix(layer: nn.Linear, int8: bool) -> PackedMatrix:
-    """The packed weights; the layer's own are given up at once, so that both exist of one layer only."""
+    """The weights that were packed while loading, or now; the layer's own are given up at once, so that both
+    exist of one layer only."""
+    if hasattr(layer, "packed"):
+        return layer.packed
     matrix = pack(layer.weight, int8)
     release(layer.weight)
     return matrix

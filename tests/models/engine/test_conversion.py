@@ -7,7 +7,7 @@ import paddle
 import pytest
 
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM
-from paddlemix_vl2.models.engine import accelerate, build, choose_weights, conversion, is_accelerated
+from paddlemix_vl2.models.engine import accelerate, build, choose_weights, conversion, is_accelerated, kernels
 from paddlemix_vl2.training.adapters import load_adapter
 
 CASES = ("mha_greedy", "mla_greedy", "mla_group_limited_yarn", "mla_noaux_tc")
@@ -58,6 +58,39 @@ def test_a_padded_batch_is_answered_as_its_rows_alone(native, golden, prompt_bat
 def test_large_weights_exist_once(native, golden):
     model = load(golden, "mla_greedy", dtype="bfloat16")
     assert not [name for name, p in model.named_parameters() if p.ndim == 2 and "proj" in name]
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+def test_packed_while_loading_or_afterwards_is_the_same(weights, native, golden, prompt_batch):
+    """The published layout has matrices transposed: packed from the file, and from the loaded model."""
+    model = load(golden, "mla_greedy", dtype=weights, engine="native")
+    later = load(golden, "mla_greedy", dtype="bfloat16", engine="eager")
+    accelerate(later, weights)
+    with paddle.no_grad():
+        found, reference = (it(**prompt_batch).logits.numpy() for it in (model, later))
+    assert (found == reference).all()
+
+
+def test_loading_packs_one_matrix_at_a_time(native, golden, monkeypatch):
+    """While it loads, no linear layer ever has its weights as they are stored."""
+    stored = []
+
+    def pack(value, int8):
+        stored.append(
+            [name for name, p in model[0].named_parameters() if "_proj" in name and p._is_initialized()]
+        )
+        return kernels.pack(value, int8)
+
+    model = []
+    build_layers = DeepseekVLV2ForCausalLM.__init__
+    monkeypatch.setattr(conversion, "pack", pack)
+    monkeypatch.setattr(
+        DeepseekVLV2ForCausalLM,
+        "__init__",
+        lambda self, config: (build_layers(self, config), model.append(self))[0],
+    )
+    load(golden, "mla_greedy", dtype="int8")
+    assert len(stored) > 20 and not any(stored)
 
 
 def test_it_cannot_be_saved(native, golden, tmp_path):

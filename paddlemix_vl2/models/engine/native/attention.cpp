@@ -12,8 +12,6 @@ using namespace vl2;
 
 namespace {
 
-constexpr int64_t kQueries = 256;  // of a causal block: later keys of the block's last query are not read
-
 struct BatchProduct {
   dnnl::matmul primitive;
   memory::desc source, weights, target;
@@ -73,14 +71,13 @@ extern "C" {
 
 // One sequence: queries [T, N, D], keys [S, N, D], values [S, N, Dv] with `*_stride` floats between positions
 // -> target [T, N, Dv]. start < 0: every query sees all keys; else query t sees the keys up to start + t.
-// heads_at_once bounds the scores that exist at one time.
+// Queries go in blocks, whose last one says which keys are read; heads_at_once bounds the scores at one time.
 void vl2_attention(const float* queries, int64_t query_stride, const float* keys, int64_t key_stride,
                    const float* values, int64_t value_stride, int64_t num_queries, int64_t num_keys,
                    int64_t num_heads, int64_t width, int64_t value_width, float scale, int64_t start,
-                   int64_t heads_at_once, float* target) {
+                   int64_t block, int64_t heads_at_once, float* target) {
   static Scratch<Bf16> query_scratch, key_scratch, value_scratch, weight_scratch;
   static Scratch<float> score_scratch;
-  const int64_t block = start < 0 ? num_queries : std::min(kQueries, num_queries);
   for (int64_t first_head = 0; first_head < num_heads; first_head += heads_at_once) {
     const int64_t heads = std::min(heads_at_once, num_heads - first_head);
     Bf16* q = query_scratch.reserve(heads * num_queries * width);

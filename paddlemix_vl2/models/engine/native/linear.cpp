@@ -91,6 +91,27 @@ void multiply(const Bf16* source, const Bf16* weights, const float* bias, const 
   it.primitive.execute(stream(), arguments);
 }
 
+// ---- packing ----
+
+// Rows and columns in the order in which a matrix with `row_step` from row to row lies in memory.
+template <typename Function>
+inline void for_each(int64_t rows, int64_t columns, int64_t row_step, Function function) {
+  if (row_step == 1) {
+    for (int64_t column = 0; column < columns; ++column)
+      for (int64_t row = 0; row < rows; ++row) function(row, column);
+  } else {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t column = 0; column < columns; ++column) function(row, column);
+  }
+}
+
+float to_float(Bf16 narrow) {
+  uint32_t bits = (uint32_t)narrow << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+
 // ---- products of few rows ----
 
 float activate(float x, Activation activation) {
@@ -233,40 +254,49 @@ int vl2_dnnl_version() {
   return version->major * 100 + version->minor;
 }
 
-// bfloat16 [K, N] -> blocks; `target` holds round_up(K, 32) * round_up(N, 64).
-void vl2_pack_bf16(const Bf16* source, int64_t k, int64_t n, Bf16* target) {
+// bfloat16 [K, N], with these steps from row to row and from column to column -> blocks; `target` holds
+// round_up(K, 32) * round_up(N, 64).
+void vl2_pack_bf16(const Bf16* source, int64_t row_step, int64_t column_step, int64_t k, int64_t n,
+                   Bf16* target) {
   int64_t wide = round_up(k, kRows), blocks = round_up(n, kColumns) / kColumns;
 #pragma omp parallel for schedule(static)
   for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t row = 0; row < wide; ++row)
-      for (int64_t column = 0; column < kColumns; ++column) {
-        int64_t from = block * kColumns + column;
-        target[(block * wide + row / 2 * 2) * kColumns + 2 * column + row % 2] =
-            row < k && from < n ? source[row * n + from] : 0;
-      }
+    for (int64_t top = 0; top < wide; top += kRows) {
+      Bf16* out = target + (block * wide + top) * kColumns;
+      const Bf16* from = source + top * row_step + block * kColumns * column_step;
+      const int64_t rows = std::min(kRows, k - top), columns = std::min(kColumns, n - block * kColumns);
+      if (rows < kRows || columns < kColumns) std::memset(out, 0, kRows * kColumns * sizeof(Bf16));
+      for_each(rows, columns, row_step, [&](int64_t row, int64_t column) {
+        out[row / 2 * 2 * kColumns + 2 * column + row % 2] = from[row * row_step + column * column_step];
+      });
+    }
 }
 
-// bfloat16 [K, N] -> int8 [N / 64, K, 64] and a scale per column, [round_up(N, 64)].
-void vl2_pack_int8(const Bf16* source, int64_t k, int64_t n, int8_t* target, float* scales) {
+// The same -> int8 [N / 64, K, 64] and a scale per column, [round_up(N, 64)].
+void vl2_pack_int8(const Bf16* source, int64_t row_step, int64_t column_step, int64_t k, int64_t n,
+                   int8_t* target, float* scales) {
   int64_t blocks = round_up(n, kColumns) / kColumns;
-  auto read = [&](int64_t row, int64_t column) {
-    uint32_t bits = column < n ? (uint32_t)source[row * n + column] << 16 : 0;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-  };
 #pragma omp parallel for schedule(static)
   for (int64_t block = 0; block < blocks; ++block) {
+    const Bf16* from = source + block * kColumns * column_step;
+    const int64_t columns = std::min(kColumns, n - block * kColumns);
+    auto value = [&](int64_t row, int64_t column) {
+      return to_float(from[row * row_step + column * column_step]);
+    };
     float largest[kColumns] = {0};
-    for (int64_t row = 0; row < k; ++row)
-      for (int64_t i = 0; i < kColumns; ++i)
-        largest[i] = std::max(largest[i], std::fabs(read(row, block * kColumns + i)));
-    for (int64_t i = 0; i < kColumns; ++i)
-      scales[block * kColumns + i] = largest[i] > 0 ? largest[i] / 127.f : 1.f;
-    for (int64_t row = 0; row < k; ++row)
-      for (int64_t i = 0; i < kColumns; ++i)
-        target[(block * k + row) * kColumns + i] =
-            (int8_t)std::lrintf(read(row, block * kColumns + i) / scales[block * kColumns + i]);
+    for_each(k, columns, row_step, [&](int64_t row, int64_t column) {
+      largest[column] = std::max(largest[column], std::fabs(value(row, column)));
+    });
+    float* scale = scales + block * kColumns;
+    for (int64_t i = 0; i < kColumns; ++i) scale[i] = largest[i] > 0 ? largest[i] / 127.f : 1.f;
+    for (int64_t top = 0; top < k; top += kRows) {
+      int8_t* out = target + (block * k + top) * kColumns;
+      const int64_t rows = std::min(kRows, k - top);
+      if (columns < kColumns) std::memset(out, 0, rows * kColumns);
+      for_each(rows, columns, row_step, [&](int64_t row, int64_t column) {
+        out[row * kColumns + column] = (int8_t)std::nearbyint(value(top + row, column) / scale[column]);
+      });
+    }
   }
 }
 
