@@ -174,9 +174,12 @@ def vision_bytes(config: DeepseekVLV2Config, placement: Placement, positions: in
 
     Values per patch, of P patches of width W with an MLP of width M:
 
-    - attention: input, its norm, queries, keys and values together and apart, 8 W (7 W on the kernels), and
-      without fused attention N x P scores and as many weights;
-    - MLP: 2 W, and M before and after the GELU (3 W + M on the kernels, whose product ends with the GELU).
+    - attention: input, its norm, queries, keys and values together and apart, 8 W, and without fused
+      attention N x P scores and as many weights;
+    - MLP: 2 W, and M before and after the GELU.
+
+    On the kernels patches and positions before the first block, 2 W, and in bfloat16 W and the larger of 3 W
+    and M, in buffers that stay.
 
     Pictures: as many tiles as the positions can hold, with their pixels as the batch has them and once more
     gathered, float32, and their image tokens.
@@ -185,7 +188,7 @@ def vision_bytes(config: DeepseekVLV2Config, placement: Placement, positions: in
     patches, width, inner = vision.patches_per_side**2, vision.width, vision.mlp_width
     tiles_at_once = max(1, PATCHES_PER_PASS[placement.device] // patches)
     if placement.packed:
-        per_patch = max(7 * width, 3 * width + inner)
+        per_patch = 2 * width + (width + max(3 * width, inner)) // 2
     else:
         scores = 2 * vision.heads * patches if placement.device == "cpu" else 0
         per_patch = max(8 * width + scores, 2 * width + 2 * inner)

@@ -9,7 +9,6 @@ import paddle
 from paddlemix_vl2.models.dot_product import QUERY_BLOCK
 from paddlemix_vl2.models.engine.build import KernelsUnavailable, find_library
 
-ACTIVATIONS = {None: 0, "gelu_tanh": 1, "silu": 2}
 _BLOCK_ROWS, _BLOCK_COLUMNS = 32, 64
 # Scores of this many bytes at a time stay in the processor's caches.
 _SCORE_BYTES = 8 << 20
@@ -20,9 +19,10 @@ _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES = {
     "vl2_pack_bf16": [_POINTER, *[_INT] * 4, _POINTER],
     "vl2_pack_int8": [_POINTER, *[_INT] * 4, _POINTER, _POINTER],
-    "vl2_linear": [_POINTER, *[_INT] * 3, *[_POINTER] * 3, *[ctypes.c_int] * 2, _POINTER],
+    "vl2_linear": [_POINTER, *[_INT] * 3, *[_POINTER] * 4],
     "vl2_experts": [_POINTER, *[_INT] * 3, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT, _POINTER],
     "vl2_attention": [*[_POINTER, _INT] * 3, *[_INT] * 5, _FLOAT, *[_INT] * 3, _POINTER],
+    "vl2_vision_block": [_POINTER, *[_INT] * 5, *[_POINTER] * 2, _FLOAT, _INT],
     "vl2_rms_norm": [_POINTER, _INT, _INT, _POINTER, _FLOAT, _POINTER],
     "vl2_layer_norm": [_POINTER, _INT, _INT, _POINTER, _POINTER, _FLOAT, _POINTER],
 }
@@ -84,13 +84,8 @@ def pack(weight: paddle.Tensor, int8: bool = False) -> PackedMatrix:
     return PackedMatrix(rows, columns, data)
 
 
-def linear(
-    hidden: paddle.Tensor,
-    matrix: PackedMatrix,
-    bias: paddle.Tensor | None = None,
-    activation: str | None = None,
-) -> paddle.Tensor:
-    """float32 [..., K] -> [..., N], ``activation(hidden W + bias)``."""
+def linear(hidden: paddle.Tensor, matrix: PackedMatrix, bias: paddle.Tensor | None = None) -> paddle.Tensor:
+    """float32 [..., K] -> [..., N], ``hidden W + bias``."""
     hidden = _dense(hidden)
     output = paddle.empty([*hidden.shape[:-1], matrix.columns], "float32")
     rows = hidden.size // matrix.rows
@@ -102,8 +97,6 @@ def linear(
         matrix.columns,
         *matrix.pointers,
         bias_pointer,
-        ACTIVATIONS[activation],
-        0,
         output.data_ptr(),
     )
     return output
@@ -166,53 +159,56 @@ def attention(
         start: query t sees the keys up to ``start + t``; all keys where None.
     """
     tensors = [_dense(tensor) for tensor in (queries, keys, values)]
-    sources = [(tensor.data_ptr(), tensor.shape[2] * tensor.shape[3]) for tensor in tensors]
-    batch, length, heads, width = queries.shape
-    output = paddle.empty([batch, length, heads, values.shape[-1]], "float32")
-    _attend(sources, output, length, keys.shape[1], width, scale, start)
+    batch, num_queries, heads, width = queries.shape
+    num_keys, value_width = values.shape[1], values.shape[-1]
+    output = paddle.empty([batch, num_queries, heads, value_width], "float32")
+    order, block = (-1, num_queries) if start is None else (start, min(num_queries, QUERY_BLOCK))
+    shape = (num_queries, num_keys, heads, width, value_width)
+    settings = (scale, order, block, _heads_at_once(heads, block * num_keys))
+    for sequence in range(batch):
+        addresses = [tensor[sequence].data_ptr() for tensor in tensors]
+        strides = [tensor.shape[2] * tensor.shape[3] for tensor in tensors]
+        places = [number for place in zip(addresses, strides, strict=True) for number in place]
+        load().vl2_attention(*places, *shape, *settings, output[sequence].data_ptr())
     return output
 
 
-def self_attention(mixed: paddle.Tensor, heads: int, scale: float) -> paddle.Tensor:
-    """All positions with each other: queries, keys and values side by side [B, T, 3 * W] -> [B, T, W]."""
-    mixed = _dense(mixed)
-    batch, length, width = mixed.shape
-    width //= 3
-    output = paddle.empty([batch, length, heads, width // heads], "float32")
-    sources = [(mixed.data_ptr() + _FLOAT_BYTES * part * width, 3 * width) for part in range(3)]
-    _attend(sources, output, length, length, width // heads, scale, None)
-    return output.reshape([batch, length, width])
+def _heads_at_once(heads: int, scores: int) -> int:
+    """How many heads' scores, so many of each, are kept at a time."""
+    return max(1, min(heads, _SCORE_BYTES // (_FLOAT_BYTES * scores)))
 
 
-def _attend(
-    sources: list[tuple[int, int]],
-    output: paddle.Tensor,
-    num_queries: int,
-    num_keys: int,
-    width: int,
-    scale: float,
-    start: int | None,
-) -> None:
-    """Attention into ``output`` [B, T, N, Dv], sequence by sequence.
+class PackedVisionBlock:
+    """The weights of a block of the vision tower, for one call.
 
     Args:
-        sources: of queries, keys and values the address of the first number, and the numbers from a position
-            to the next.
-        width: D of queries and keys.
+        matrices: bfloat16, of queries, keys and values together, the output, and the MLP's two.
+        vectors: float32, weight and bias of both norms, then the biases of the matrices.
+        heads, epsilon: of attention, of the norms.
     """
-    batch, _, heads, value_width = output.shape
-    block = num_queries if start is None else min(num_queries, QUERY_BLOCK)
-    heads_at_once = max(1, min(heads, _SCORE_BYTES // (_FLOAT_BYTES * block * num_keys)))
-    shape = (num_queries, num_keys, heads, width, value_width)
-    for sequence in range(batch):
-        places = [
-            number
-            for (address, stride), length in zip(sources, (num_queries, num_keys, num_keys), strict=True)
-            for number in (address + _FLOAT_BYTES * sequence * length * stride, stride)
-        ]
-        target = output.data_ptr() + _FLOAT_BYTES * sequence * num_queries * heads * value_width
-        order = -1 if start is None else start
-        load().vl2_attention(*places, *shape, scale, order, block, heads_at_once, target)
+
+    def __init__(
+        self, matrices: list[PackedMatrix], vectors: list[paddle.Tensor], heads: int, epsilon: float
+    ):
+        self.matrices, self.vectors, self.heads, self.epsilon = matrices, vectors, heads, epsilon
+        self._matrices = (_POINTER * len(matrices))(*[matrix.data.data_ptr() for matrix in matrices])
+        self._vectors = (_POINTER * len(vectors))(*[vector.data_ptr() for vector in vectors])
+
+    def __call__(self, hidden: paddle.Tensor) -> None:
+        """Change float32 [I, P, W], in order in memory, into the block's output."""
+        tiles, patches, width = hidden.shape
+        load().vl2_vision_block(
+            hidden.data_ptr(),
+            tiles,
+            patches,
+            width,
+            self.heads,
+            self.matrices[2].columns,
+            self._matrices,
+            self._vectors,
+            self.epsilon,
+            _heads_at_once(self.heads, patches * patches),
+        )
 
 
 def rms_norm(hidden: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:

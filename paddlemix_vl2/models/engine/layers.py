@@ -9,10 +9,10 @@ from paddle import nn
 
 from paddlemix_vl2.models.dot_product import causal_attention
 from paddlemix_vl2.models.engine import kernels
-from paddlemix_vl2.models.engine.kernels import PackedExperts, PackedMatrix, pack
+from paddlemix_vl2.models.engine.kernels import PackedExperts, PackedMatrix, PackedVisionBlock, pack
 from paddlemix_vl2.models.layers import DeepseekV2MLP, DeepseekV2RMSNorm
 from paddlemix_vl2.models.moe import DeepseekV2MoE, Routing
-from paddlemix_vl2.models.vision import VisionAttention, VisionMLP
+from paddlemix_vl2.models.vision import VisionBlock
 
 
 class PackedLinear(nn.Layer):
@@ -20,7 +20,7 @@ class PackedLinear(nn.Layer):
 
     def __init__(self, layer: nn.Linear, int8: bool):
         super().__init__()
-        self.matrix, self.bias = take_matrix(layer, int8), take_bias(layer)
+        self.matrix, self.bias = take_matrix(layer, int8), take_vector(layer.bias)
 
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
         """[..., in] -> [..., out]."""
@@ -62,31 +62,25 @@ class PackedMoE(nn.Layer):
         return output.reshape(hidden.shape), routing
 
 
-class PackedVisionAttention(nn.Layer):
-    """``VisionAttention``; queries, keys and values are read where the product left them."""
+class FusedVisionBlock(nn.Layer):
+    """``VisionBlock``, always with bfloat16 weights."""
 
-    def __init__(self, layer: VisionAttention, int8: bool):
+    enable_recompute = False
+
+    def __init__(self, layer: VisionBlock, int8: bool):
         super().__init__()
-        self.num_heads = layer.num_heads
-        self.qkv, self.proj = PackedLinear(layer.qkv, int8), PackedLinear(layer.proj, int8)
+        attention, mlp = layer.attn, layer.mlp
+        linear = (attention.qkv, attention.proj, mlp.fc1, mlp.fc2)
+        norms = [vector for norm in (layer.norm1, layer.norm2) for vector in (norm.weight, norm.bias)]
+        vectors = [take_vector(vector) for vector in (*norms, *[part.bias for part in linear])]
+        matrices = [take_matrix(part, False) for part in linear]
+        self.block = PackedVisionBlock(matrices, vectors, attention.num_heads, layer.norm1._epsilon)
 
     def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """[I, P, W] -> [I, P, W]."""
-        scale = (hidden.shape[-1] // self.num_heads) ** -0.5
-        return self.proj(kernels.self_attention(self.qkv(hidden), self.num_heads, scale))
-
-
-class PackedVisionMLP(nn.Layer):
-    """``VisionMLP``; the GELU is part of the first product."""
-
-    def __init__(self, layer: VisionMLP, int8: bool):
-        super().__init__()
-        self.first, self.first_bias = take_matrix(layer.fc1, int8), take_bias(layer.fc1)
-        self.second = PackedLinear(layer.fc2, int8)
-
-    def forward(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        """[..., W] -> [..., W]."""
-        return self.second(kernels.linear(hidden, self.first, self.first_bias, activation="gelu_tanh"))
+        """[I, P, W] -> [I, P, W]; float32 in order in memory is changed in place."""
+        hidden = hidden.astype("float32").contiguous()
+        self.block(hidden)
+        return hidden
 
 
 class KernelRMSNorm(nn.Layer):
@@ -129,8 +123,7 @@ class WideEmbedding(nn.Layer):
 REPLACEMENTS: dict[type, type] = {
     DeepseekV2MoE: PackedMoE,
     DeepseekV2MLP: PackedGatedMLP,
-    VisionAttention: PackedVisionAttention,
-    VisionMLP: PackedVisionMLP,
+    VisionBlock: FusedVisionBlock,
     DeepseekV2RMSNorm: KernelRMSNorm,
     nn.LayerNorm: KernelLayerNorm,
     nn.Embedding: WideEmbedding,
@@ -155,8 +148,8 @@ def take_matrix(layer: nn.Linear, int8: bool) -> PackedMatrix:
     return matrix
 
 
-def take_bias(layer: nn.Linear) -> paddle.Tensor | None:
-    return None if layer.bias is None else layer.bias.astype("float32")
+def take_vector(vector: paddle.Tensor | None) -> paddle.Tensor | None:
+    return None if vector is None else vector.astype("float32")
 
 
 def take_expert(layer: DeepseekV2MLP, int8: bool) -> tuple[PackedMatrix, PackedMatrix, PackedMatrix]:

@@ -5,7 +5,7 @@ import paddle
 import pytest
 
 from paddlemix_vl2.models.engine import kernels
-from paddlemix_vl2.models.engine.kernels import PackedExperts, pack
+from paddlemix_vl2.models.engine.kernels import PackedExperts, PackedVisionBlock, pack
 
 # Of values of about one: operands are rounded to 8 bits of mantissa, the errors of a sum partly cancel.
 TOLERANCE = {False: 0.03, True: 0.08}
@@ -34,11 +34,10 @@ def test_linear(shape, rows, int8, native):
         random(shape[1], seed=2),
     )
     matrix = pack(paddle.to_tensor(weight), int8)
-    for activation, function in ((None, np.asarray), ("silu", silu), ("gelu_tanh", gelu_tanh)):
-        found = kernels.linear(paddle.to_tensor(hidden), matrix, paddle.to_tensor(bias), activation).numpy()
-        expected = function(hidden.astype("float64") @ weight + bias)
-        assert found.shape == expected.shape
-        assert np.abs(found - expected).max() < TOLERANCE[int8], activation
+    found = kernels.linear(paddle.to_tensor(hidden), matrix, paddle.to_tensor(bias)).numpy()
+    expected = hidden.astype("float64") @ weight + bias
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < TOLERANCE[int8]
 
 
 def test_weights_that_bfloat16_holds_are_exact(native):
@@ -96,11 +95,41 @@ def test_attention(queries, start, native):
     assert np.abs(found - attention_in_float64(q, k, v, 0.2, start)).max() < 0.03
 
 
-def test_self_attention_reads_queries_keys_and_values_side_by_side(native):
-    mixed = random(2, 9, 3 * 32)
-    q, k, v = (part.reshape(2, 9, 4, 8) for part in np.split(mixed, 3, axis=-1))
-    found = kernels.self_attention(paddle.to_tensor(mixed), 4, 0.3).numpy()
-    assert np.abs(found - attention_in_float64(q, k, v, 0.3).reshape(2, 9, 32)).max() < 0.03
+@pytest.mark.parametrize(("heads", "width", "inner"), [(4, 64, 100), (2, 144, 70)])
+def test_a_block_of_the_vision_tower(heads, width, inner, native):
+    """Two tiles of nine patches, which do not see each other."""
+    shapes = [(width, 3 * width), (width, width), (width, inner), (inner, width)]
+    matrices = [random(*shape, seed=i, scale=shape[0] ** -0.5) for i, shape in enumerate(shapes)]
+    norms = [random(width, seed=10 + i, scale=0.1) + (i % 2 == 0) for i in range(4)]
+    biases = [random(shape[1], seed=20 + i, scale=0.1) for i, shape in enumerate(shapes)]
+    hidden = random(2, 9, width, seed=30)
+
+    def normed(x, weight, bias):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * weight + bias
+
+    mixed = normed(hidden.astype("float64"), *norms[:2]) @ matrices[0] + biases[0]
+    q, k, v = (part.reshape(2, 9, heads, -1) for part in np.split(mixed, 3, axis=-1))
+    attended = attention_in_float64(q, k, v, (width // heads) ** -0.5).reshape(hidden.shape)
+    middle = hidden + attended @ matrices[1] + biases[1]
+    inside = gelu_tanh(normed(middle, *norms[2:]) @ matrices[2] + biases[2])
+    expected = middle + inside @ matrices[3] + biases[3]
+
+    tensors = [paddle.to_tensor(vector) for vector in (*norms, *biases)]
+    block = PackedVisionBlock([pack(paddle.to_tensor(x)) for x in matrices], tensors, heads, 1e-6)
+    found = paddle.to_tensor(hidden)
+    block(found)
+    assert np.abs(found.numpy() - expected).max() < 0.08
+    assert np.abs(found.numpy() - expected).mean() < 0.01
+
+
+def test_weights_of_attention_over_many_scores(native):
+    """Scores far apart and close together, and a number of keys that fills no register: softmax by itself."""
+    scores = random(1, 5, 1, 37, scale=6.0)
+    keys = np.eye(37, dtype="float32")[None, :, None]
+    found = kernels.attention(*map(paddle.to_tensor, (scores, keys, keys)), 1.0).numpy()
+    rounded = paddle.to_tensor(scores).astype("bfloat16").astype("float64").numpy()
+    weights = np.exp(rounded - rounded.max(-1, keepdims=True))
+    assert np.abs(found - weights / weights.sum(-1, keepdims=True)).max() < 2**-8
 
 
 def test_norms(native):

@@ -67,4 +67,16 @@ inline void rows_to_bf16(const float* source, Bf16* target, int64_t rows, int64_
   for (int64_t row = 0; row < rows; ++row) to_bf16(source + row * width, target + row * width, width);
 }
 
+// e^x to about 2e-7 of it: 2^n times a polynomial (Taylor's, of the rest in +-ln(2)/2). Below -87 as there.
+inline __m512 exp(__m512 x) {
+  x = _mm512_max_ps(x, _mm512_set1_ps(-87.f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
+  __m512 rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);  // ln(2) in two parts
+  rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), rest);
+  __m512 sum = _mm512_set1_ps(1.f / 720);
+  for (float factor : {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+  return _mm512_scalef_ps(sum, n);
+}
+
 }  // namespace vl2

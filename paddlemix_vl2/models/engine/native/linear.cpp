@@ -12,84 +12,15 @@
 
 #include <cmath>
 #include <cstring>
-#include <map>
-#include <tuple>
-#include <unordered_map>
 #include <vector>
 
-#include "common.h"
+#include "products.h"
 
 using namespace vl2;
 
 namespace {
 
 constexpr int64_t kColumns = 64, kRows = 32, kFewRows = 4;
-enum Activation { kNone = 0, kGeluTanh = 1, kSilu = 2 };
-
-// ---- products of many rows ----
-
-struct Product {
-  dnnl::matmul primitive;
-  memory::desc source, weights, target, bias, scale;
-};
-
-// What a product does with its result: + bias, activation, * factor (as large as the result), + what the
-// target holds already.
-struct After {
-  bool bias = false;
-  Activation activation = kNone;
-  bool factor = false;
-  bool add = false;
-  auto key() const { return std::make_tuple(bias, (int)activation, factor, add); }
-};
-
-dnnl::primitive_attr attributes(const After& after, const memory::desc& factor) {
-  dnnl::post_ops operations;
-  if (after.activation == kGeluTanh)
-    operations.append_eltwise(dnnl::algorithm::eltwise_gelu_tanh, 0.f, 0.f);
-  if (after.activation == kSilu) operations.append_eltwise(dnnl::algorithm::eltwise_swish, 1.f, 0.f);
-  if (after.factor) operations.append_binary(dnnl::algorithm::binary_mul, factor);
-  if (after.add) operations.append_sum(1.f);
-  dnnl::primitive_attr result;
-  result.set_post_ops(operations);
-  return result;
-}
-
-Product& product(int64_t m, int64_t k, int64_t n, const After& after, DataType target_type) {
-  using Key = std::tuple<int64_t, int64_t, int64_t, std::tuple<bool, int, bool, bool>, int>;
-  static std::map<Key, Product> known;
-  Key key{m, k, n, after.key(), (int)target_type};
-  auto found = known.find(key);
-  if (found != known.end()) return found->second;
-  if (known.size() > 2000) known.clear();
-  memory::desc source({m, k}, DataType::bf16, memory::format_tag::ab);
-  memory::desc weights({k, n}, DataType::bf16, memory::format_tag::BA16a64b2a);
-  memory::desc target({m, n}, target_type, memory::format_tag::ab);
-  memory::desc bias({1, n}, DataType::f32, memory::format_tag::ab);
-  memory::desc factor({m, n}, DataType::f32, memory::format_tag::ab);
-  auto attr = attributes(after, factor);
-  auto description =
-      after.bias ? dnnl::matmul::primitive_desc(engine(), source, weights, bias, target, attr)
-                 : dnnl::matmul::primitive_desc(engine(), source, weights, target, attr);
-  Product made{dnnl::matmul(description), source, weights, target, bias, factor};
-  return known.emplace(key, made).first->second;
-}
-
-void multiply(const Bf16* source, const Bf16* weights, const float* bias, const float* factor, void* target,
-              int64_t m, int64_t k, int64_t n, After after, DataType target_type) {
-  Product& it = product(m, k, n, after, target_type);
-  std::unordered_map<int, memory> arguments{
-      {DNNL_ARG_SRC, memory(it.source, engine(), (void*)source)},
-      {DNNL_ARG_WEIGHTS, memory(it.weights, engine(), (void*)weights)},
-      {DNNL_ARG_DST, memory(it.target, engine(), target)},
-  };
-  if (after.bias) arguments.emplace(DNNL_ARG_BIAS, memory(it.bias, engine(), (void*)bias));
-  if (after.factor) {
-    int place = DNNL_ARG_ATTR_MULTIPLE_POST_OP(after.activation == kNone ? 0 : 1) | DNNL_ARG_SRC_1;
-    arguments.emplace(place, memory(it.scale, engine(), (void*)factor));
-  }
-  it.primitive.execute(stream(), arguments);
-}
 
 // ---- packing ----
 
@@ -114,12 +45,7 @@ float to_float(Bf16 narrow) {
 
 // ---- products of few rows ----
 
-float activate(float x, Activation activation) {
-  if (activation == kSilu) return x / (1.f + std::exp(-x));
-  if (activation == kGeluTanh)
-    return 0.5f * x * (1.f + std::tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
-  return x;
-}
+float silu(float x) { return x / (1.f + std::exp(-x)); }
 
 // 64 columns of `rows` x [K] in bfloat16, in pairs, times one column of blocks.
 template <int rows>
@@ -228,7 +154,7 @@ const Bf16* blocks_of(const Weights& weights, int64_t k, int64_t n) {
 Scratch<Bf16> narrow_scratch;
 
 void few_rows(const float* source, int64_t rows, int64_t k, int64_t n, const Weights& weights,
-              const float* bias, Activation activation, bool add, float* target) {
+              const float* bias, float* target) {
   Bf16* narrow = narrow_scratch.reserve(kFewRows * round_up(k, kRows));
   if (!weights.scales) narrow_rows(source, narrow, rows, k);
 #pragma omp parallel for schedule(static)
@@ -237,11 +163,8 @@ void few_rows(const float* source, int64_t rows, int64_t k, int64_t n, const Wei
     columns(rows, source, narrow, k, weights, block, sums);
     int64_t first = block * kColumns, count = std::min(kColumns, n - first);
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t i = 0; i < count; ++i) {
-        float value = activate(sums[r * kColumns + i] + (bias ? bias[first + i] : 0.f), activation);
-        float* out = target + r * n + first + i;
-        *out = add ? *out + value : value;
-      }
+      for (int64_t i = 0; i < count; ++i)
+        target[r * n + first + i] = sums[r * kColumns + i] + (bias ? bias[first + i] : 0.f);
   }
 }
 
@@ -300,18 +223,17 @@ void vl2_pack_int8(const Bf16* source, int64_t row_step, int64_t column_step, in
   }
 }
 
-// target [M, N] = activation(source [M, K] * weights + bias), or is added to.
+// target [M, N] = source [M, K] * weights + bias.
 void vl2_linear(const float* source, int64_t m, int64_t k, int64_t n, const void* data, const float* scales,
-                const float* bias, int activation, int add, float* target) {
+                const float* bias, float* target) {
   Weights weights{data, scales};
   if (m <= kFewRows) {
-    few_rows(source, m, k, n, weights, bias, (Activation)activation, add, target);
+    few_rows(source, m, k, n, weights, bias, target);
     return;
   }
   Bf16* narrow = narrow_scratch.reserve(m * k);
   rows_to_bf16(source, narrow, m, k);
-  multiply(narrow, blocks_of(weights, k, n), bias, nullptr, target, m, k, n,
-           After{bias != nullptr, (Activation)activation, false, add != 0}, DataType::f32);
+  multiply(narrow, blocks_of(weights, k, n), target, DataType::f32, m, k, n, {.bias = bias});
 }
 
 // The gated MLPs of the chosen experts: target [M, H] += sum of weight * down(silu(gate(x)) * up(x)).
@@ -345,7 +267,7 @@ void vl2_experts(const float* source, int64_t m, int64_t hidden, int64_t width, 
         columns(1, source, narrow, hidden, layer(experts[choice], 1), block, up);
         int64_t first = block * kColumns, count = std::min(kColumns, width - first);
         for (int64_t i = 0; i < count; ++i)
-          inner[choice * width + first + i] = activate(gate[i], kSilu) * up[i];
+          inner[choice * width + first + i] = silu(gate[i]) * up[i];
       }
       if (bf16) {
 #pragma omp for schedule(static)
@@ -386,12 +308,11 @@ void vl2_experts(const float* source, int64_t m, int64_t hidden, int64_t width, 
     float* gate = inner_scratch.reserve(rows * width);
     Bf16* gated = gated_scratch.reserve(rows * width);
     float* outer = outer_scratch.reserve(rows * hidden);
-    multiply(gathered, blocks_of(layer(expert, 0), hidden, width), nullptr, nullptr, gate, rows, hidden,
-             width, After{false, kSilu, false, false}, DataType::f32);
-    multiply(gathered, blocks_of(layer(expert, 1), hidden, width), nullptr, gate, gated, rows, hidden, width,
-             After{false, kNone, true, false}, DataType::bf16);
-    multiply(gated, blocks_of(layer(expert, 2), width, hidden), nullptr, nullptr, outer, rows, width, hidden,
-             After{}, DataType::f32);
+    multiply(gathered, blocks_of(layer(expert, 0), hidden, width), gate, DataType::f32, rows, hidden, width,
+             {.activation = kSilu});
+    multiply(gathered, blocks_of(layer(expert, 1), hidden, width), gated, DataType::bf16, rows, hidden, width,
+             {.factor = gate});
+    multiply(gated, blocks_of(layer(expert, 2), width, hidden), outer, DataType::f32, rows, width, hidden);
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < count; ++row) {
       int64_t pair = pairs[expert][row];
