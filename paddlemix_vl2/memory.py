@@ -44,8 +44,13 @@ class Placement:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of an activation and of a value in the cache; the kernels take and give float32."""
+        """Bytes of an activation; the kernels take and give float32."""
         return _BFLOAT16 if self.device == "gpu" and self.weights != "float32" else _FLOAT32
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of a value in the cache."""
+        return _FLOAT32 if self.weights == "float32" else _BFLOAT16
 
 
 # What ``from_pretrained`` can make.
@@ -166,7 +171,7 @@ def cache_bytes(config: DeepseekV2Config, placement: Placement, positions: int, 
         values = batch_size * positions * per_position + heads * config.kv_lora_rank
     else:
         values = batch_size * positions * 2 * config.hidden_size
-    return config.num_hidden_layers * values * placement.value_bytes
+    return config.num_hidden_layers * values * placement.cached_bytes
 
 
 def vision_bytes(config: DeepseekVLV2Config, placement: Placement, positions: int, batch_size: int) -> int:

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> dict:
     peak = peak_memory()
     bandwidth = max(bandwidth, read_bandwidth())  # after the peak is noted: its block is not the model's
     length = arguments.prompt_tokens + arguments.new_tokens
-    cached = 4 if model.weight_dtype == "float32" else 2
+    cached = 4 if weights is None and model.weight_dtype == "float32" else 2
     itemsize = {"bfloat16": 2, "int8": 1}.get(weights, cached)
     bytes_per_step = costs.decode_bytes(language, length, itemsize, cached)
     steps["decode"]["floor_seconds"] = bytes_per_step / bandwidth

@@ -46,7 +46,7 @@ class DeepseekV2Attention(nn.Layer):
         self.kv_a_layernorm = DeepseekV2RMSNorm(self.rank)
         self.kv_b_proj = nn.Linear(self.rank, self.num_heads * (self.nope_dim + self.v_dim), bias_attr=False)
         self.o_proj = nn.Linear(self.num_heads * self.v_dim, hidden, bias_attr=bias)
-        self.attend = causal_attention
+        self.attend, self.step = causal_attention, None
 
     def forward(
         self,
@@ -56,6 +56,8 @@ class DeepseekV2Attention(nn.Layer):
         cache: LatentCache | None = None,
     ) -> paddle.Tensor:
         """[B, T, H] -> [B, T, H]; new latents are appended to ``cache`` where there is one."""
+        if self.step is not None and visibility.step_bias is not None:
+            return self.step(self, hidden, rotary, visibility, cache)
         queries = self._queries(hidden, rotary)
         latents = self._latents(hidden, rotary)
         if cache is not None:
@@ -64,19 +66,22 @@ class DeepseekV2Attention(nn.Layer):
             output = self._absorbed(queries, cache, visibility.step_bias)
         else:
             if visibility.start:
-                latents = cache.read(visibility.start + hidden.shape[1])
+                latents = cache.read(visibility.start + hidden.shape[1]).astype(latents.dtype)
             output = self._expanded(queries, latents, visibility)
         return self.o_proj(output.flatten(start_axis=2))
 
     def _queries(self, hidden, rotary) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The parts without and with rotation, [B, T, N, Dn] and [B, T, N, Dr]."""
+        nope, rope = paddle.split(self.project_queries(hidden), [self.nope_dim, self.rope_dim], axis=-1)
+        return nope, rotate(rope, rotary, interleaved=True)
+
+    def project_queries(self, hidden: paddle.Tensor) -> paddle.Tensor:
+        """[B, T, H] -> [B, T, N, Dn + Dr], before the rotation."""
         if self.q_lora_rank is None:
             queries = self.q_proj(hidden)
         else:
             queries = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden)))
-        queries = queries.reshape([*hidden.shape[:2], self.num_heads, -1])
-        nope, rope = paddle.split(queries, [self.nope_dim, self.rope_dim], axis=-1)
-        return nope, rotate(rope, rotary, interleaved=True)
+        return queries.reshape([*hidden.shape[:2], self.num_heads, -1])
 
     def _latents(self, hidden, rotary) -> paddle.Tensor:
         """Normed latent and rotated shared key side by side, [B, T, R + Dr]."""
@@ -97,7 +102,7 @@ class DeepseekV2Attention(nn.Layer):
     def _absorbed(self, queries, cache: LatentCache, step_bias) -> paddle.Tensor:
         """Attention on the latents themselves, [B, 1, N, Dv]; all heads share one key of R + Dr."""
         if cache.absorbed is None:
-            cache.absorbed = self._split_kv_b(cache.latents.dtype)
+            cache.absorbed = self.split_kv_b(cache.latents.dtype)
         key_weight, value_weight = cache.absorbed
         nope, rope = (heads_first(x) for x in queries)
         query = paddle.concat([paddle.matmul(nope, key_weight), rope], axis=-1)  # [B, N, 1, R + Dr]
@@ -106,7 +111,7 @@ class DeepseekV2Attention(nn.Layer):
         mixed = paddle.matmul(biased_softmax(scores, step_bias, self.scale), latents)[..., : self.rank]
         return heads_first(paddle.matmul(mixed, value_weight))
 
-    def _split_kv_b(self, dtype) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def split_kv_b(self, dtype) -> tuple[paddle.Tensor, paddle.Tensor]:
         """``kv_b_proj`` as [N, Dn, R], which takes queries to latents, and [N, R, Dv], latents to values."""
         if type(self.kv_b_proj) is nn.Linear:
             weight = self.kv_b_proj.weight
@@ -131,7 +136,7 @@ class MultiHeadAttention(nn.Layer):
         self.k_proj = nn.Linear(hidden, hidden, bias_attr=bias)
         self.v_proj = nn.Linear(hidden, hidden, bias_attr=bias)
         self.o_proj = nn.Linear(hidden, hidden, bias_attr=bias)
-        self.attend = causal_attention
+        self.attend, self.step = causal_attention, None
 
     def forward(
         self,
@@ -141,6 +146,8 @@ class MultiHeadAttention(nn.Layer):
         cache: KeyValueCache | None = None,
     ) -> paddle.Tensor:
         """[B, T, H] -> [B, T, H]; new keys and values are appended to ``cache`` where there is one."""
+        if self.step is not None and visibility.step_bias is not None:
+            return self.step(self, hidden, rotary, visibility, cache)
         shape = [*hidden.shape[:2], self.num_heads, self.head_dim]
         queries = rotate(self.q_proj(hidden).reshape(shape), rotary, interleaved=False)
         keys = rotate(self.k_proj(hidden).reshape(shape), rotary, interleaved=False)
@@ -151,7 +158,8 @@ class MultiHeadAttention(nn.Layer):
             output = self._step(queries, cache, visibility.step_bias)
         else:
             if visibility.start:
-                keys, values = map(heads_first, cache.read(visibility.start + hidden.shape[1]))
+                cached = cache.read(visibility.start + hidden.shape[1])
+                keys, values = (heads_first(part.astype(keys.dtype)) for part in cached)
             output = self.attend(queries, keys, values, visibility, self.scale)
         return self.o_proj(output.flatten(start_axis=2))
 

@@ -17,14 +17,14 @@ class LatentCache:
             here and not in the layer, so that they cannot outlast a change of the weights.
     """
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
+    def __init__(self, capacity: int, dtype: str | None = None):
+        self.capacity, self.dtype = capacity, dtype
         self.latents: paddle.Tensor | None = None
         self.absorbed: tuple[paddle.Tensor, paddle.Tensor] | None = None
 
     def write(self, start: int, latents: paddle.Tensor) -> None:
         """Store [B, T, R + Dr] at positions ``start`` to ``start + T``."""
-        self.latents = _store(self.latents, start, latents, axis=1, capacity=self.capacity)
+        self.latents = _store(self.latents, start, latents, 1, self.capacity, self.dtype)
 
     def read(self, length: int) -> paddle.Tensor:
         """The first ``length`` positions, [B, length, R + Dr]."""
@@ -38,28 +38,28 @@ class KeyValueCache:
         keys, values: both [B, N, S, D], S being the capacity; None before the first write.
     """
 
-    def __init__(self, capacity: int):
-        self.capacity = capacity
+    def __init__(self, capacity: int, dtype: str | None = None):
+        self.capacity, self.dtype = capacity, dtype
         self.keys: paddle.Tensor | None = None
         self.values: paddle.Tensor | None = None
 
     def write(self, start: int, keys: paddle.Tensor, values: paddle.Tensor) -> None:
         """Store two [B, N, T, D] at positions ``start`` to ``start + T``."""
-        self.keys = _store(self.keys, start, keys, axis=2, capacity=self.capacity)
-        self.values = _store(self.values, start, values, axis=2, capacity=self.capacity)
+        self.keys = _store(self.keys, start, keys, 2, self.capacity, self.dtype)
+        self.values = _store(self.values, start, values, 2, self.capacity, self.dtype)
 
     def read(self, length: int) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The first ``length`` positions of both, [B, N, length, D]."""
         return self.keys[:, :, :length], self.values[:, :, :length]
 
 
-def _store(buffer, start: int, new: paddle.Tensor, axis: int, capacity: int) -> paddle.Tensor:
-    """The buffer with ``new`` at positions ``start`` and on of ``axis``.
+def _store(buffer, start: int, new: paddle.Tensor, axis: int, capacity: int, dtype) -> paddle.Tensor:
+    """The buffer with ``new`` at positions ``start`` and on of ``axis``, in ``dtype`` (None: as it is).
 
     The first write makes the buffer, by a dense copy; a prompt written into a slice would be copied element
     by element.
     """
-    new = new.detach()
+    new = new.detach().astype(dtype or new.dtype)
     if start == 0:
         rest = list(new.shape)
         rest[axis] = capacity - rest[axis]
@@ -80,8 +80,15 @@ class ModelCache:
         padding: int64 [B, 1], padding positions in front of each prompt.
     """
 
-    def __init__(self, config: DeepseekV2Config, attention_mask: paddle.Tensor, capacity: int):
-        """``attention_mask`` is that of the whole prompt, [B, T].
+    def __init__(
+        self,
+        config: DeepseekV2Config,
+        attention_mask: paddle.Tensor,
+        capacity: int,
+        dtype: str | None = None,
+    ):
+        """``attention_mask`` is that of the whole prompt, [B, T]; ``dtype`` that of what is kept, by default
+        that of what is written.
 
         Raises:
             ValueError: padding is anywhere but in front of a prompt, or the capacity is below the prompt.
@@ -90,7 +97,7 @@ class ModelCache:
         if capacity < self.prompt_length:
             raise ValueError(f"a cache of {capacity} positions cannot hold a prompt of {self.prompt_length}")
         layer_cache = LatentCache if config.use_mla else KeyValueCache
-        self.layers = [layer_cache(capacity) for _ in range(config.num_hidden_layers)]
+        self.layers = [layer_cache(capacity, dtype) for _ in range(config.num_hidden_layers)]
         self.capacity = capacity
         self.length = 0
         seen = attention_mask.astype("bool")

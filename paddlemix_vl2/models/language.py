@@ -124,7 +124,7 @@ def cached_visibility(cache: ModelCache, length: int) -> Visibility:
     visible = paddle.arange(cache.capacity) <= cache.length
     if cache.key_mask is not None:
         visible = (visible & cache.key_mask).unsqueeze([1, 2])
-    return Visibility(cache.length, step_bias=(~visible).astype("float32") * HIDDEN_SCORE)
+    return Visibility(cache.length, cache.key_mask, step_bias=(~visible).astype("float32") * HIDDEN_SCORE)
 
 
 def mask_visibility(attention_mask: paddle.Tensor) -> Visibility:

@@ -69,6 +69,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
 
     def __init__(self, config: DeepseekVLV2Config):
         super().__init__(config)
+        self.cache_dtype: str | None = None  # that of the activations, unless the kernels keep another
         self.max_tiles_per_pass = device.tiles_per_pass(config.vision_config.patches_per_side**2)
         hidden = config.language_config.hidden_size
         self.vision = VisionTransformer(config.vision_config)
@@ -209,7 +210,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
     def new_cache(self, attention_mask: paddle.Tensor, capacity: int) -> ModelCache:
         """An empty cache for prompts with this mask [B, T] and up to ``capacity`` positions, answers
         included."""
-        return ModelCache(self.config.language_config, attention_mask, capacity)
+        return ModelCache(self.config.language_config, attention_mask, capacity, self.cache_dtype)
 
     @paddle.no_grad()
     def prefill(

@@ -11,7 +11,7 @@ from paddlemix_vl2 import device
 from paddlemix_vl2.models.engine import kernels
 from paddlemix_vl2.models.engine.build import SWITCH_VARIABLE, KernelsUnavailable
 from paddlemix_vl2.models.engine.kernels import pack
-from paddlemix_vl2.models.engine.layers import REPLACEMENTS, PackedLinear, attend
+from paddlemix_vl2.models.engine.layers import REPLACEMENTS, STEPS, PackedLinear, attend
 from paddlemix_vl2.models.vision import AttentionPoolLatent
 
 ENGINES = ("auto", "eager", "native")
@@ -115,6 +115,7 @@ def accelerate(model: nn.Layer, weights: str = "bfloat16") -> None:
         raise ValueError(f"weights {weights!r}: must be one of {', '.join(WEIGHTS)}")
     kernels.load()
     _replace(model, weights == "int8")
+    model.cache_dtype = "bfloat16"
     for parameter in model.parameters():
         _widen(parameter)
     device.return_freed_memory()
@@ -122,8 +123,8 @@ def accelerate(model: nn.Layer, weights: str = "bfloat16") -> None:
 
 
 def _replace(layer: nn.Layer, int8: bool) -> None:
-    if hasattr(layer, "attend"):
-        layer.attend = attend
+    if type(layer) in STEPS:
+        layer.attend, layer.step = attend, STEPS[type(layer)]
     for name, child in list(layer.named_children()):
         if isinstance(child, AttentionPoolLatent):  # in the checkpoint, and in no forward pass
             delattr(layer, name)

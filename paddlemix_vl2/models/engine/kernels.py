@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import paddle
 
+from paddlemix_vl2.models.cache import KeyValueCache, LatentCache
 from paddlemix_vl2.models.dot_product import QUERY_BLOCK
 from paddlemix_vl2.models.engine.build import KernelsUnavailable, find_library
 
@@ -16,6 +17,8 @@ _FLOAT_BYTES = 4
 _DNNL = (300, 400)  # versions whose interface the kernels were written for, from and below
 
 _POINTER, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_ROTARY = [_POINTER, _POINTER, _INT]
+_PLACE = [_INT, _INT, _POINTER, _FLOAT]
 _SIGNATURES = {
     "vl2_pack_bf16": [_POINTER, *[_INT] * 4, _POINTER],
     "vl2_pack_int8": [_POINTER, *[_INT] * 4, _POINTER, _POINTER],
@@ -23,6 +26,12 @@ _SIGNATURES = {
     "vl2_experts": [_POINTER, *[_INT] * 3, *[_POINTER] * 2, _INT, *[_POINTER] * 2, _INT, _POINTER],
     "vl2_attention": [*[_POINTER, _INT] * 3, *[_INT] * 5, _FLOAT, *[_INT] * 3, _POINTER],
     "vl2_vision_block": [_POINTER, *[_INT] * 5, *[_POINTER] * 2, _FLOAT, _INT],
+    "vl2_multi_head_step": [*[_POINTER] * 3, *[_INT] * 3, *_ROTARY, *[_POINTER] * 2, *_PLACE, _POINTER],
+    "vl2_latent_step": [
+        *([_POINTER] * 3 + [_FLOAT] + [_INT] * 6),
+        *_ROTARY,
+        *(_POINTER, _INT, _INT, _POINTER, _POINTER, _POINTER, _FLOAT, _POINTER),
+    ],
     "vl2_rms_norm": [_POINTER, _INT, _INT, _POINTER, _FLOAT, _POINTER],
     "vl2_layer_norm": [_POINTER, _INT, _INT, _POINTER, _POINTER, _FLOAT, _POINTER],
 }
@@ -211,6 +220,89 @@ class PackedVisionBlock:
         )
 
 
+def multi_head_step(
+    queries: paddle.Tensor,
+    keys: paddle.Tensor,
+    values: paddle.Tensor,
+    rotary: tuple[paddle.Tensor, paddle.Tensor],
+    cache: KeyValueCache,
+    position: int,
+    mask: paddle.Tensor | None,
+    scale: float,
+) -> paddle.Tensor:
+    """Attention of one new position over the cache, which gets its rotated key and its value.
+
+    Args:
+        queries, keys, values: float32 [B, 1, N, D], not rotated yet.
+        rotary: as :meth:`RotaryEmbedding.lookup` gives them for the position.
+        cache: bfloat16.
+        mask: bool [B, S], False on padding.
+
+    Returns:
+        [B, 1, N, D].
+    """
+    batch, _, heads, width = queries.shape
+    output = paddle.empty(queries.shape, "float32")
+    load().vl2_multi_head_step(
+        *(tensor.data_ptr() for tensor in (queries, keys, values)),
+        *(batch, heads, width),
+        *_rotary_arguments(rotary),
+        *(_cached(cache.keys), _cached(cache.values), cache.capacity, position),
+        *(None if mask is None else mask.data_ptr(), scale, output.data_ptr()),
+    )
+    return output
+
+
+def latent_step(
+    queries: paddle.Tensor,
+    latents: paddle.Tensor,
+    norm: tuple[paddle.Tensor, float],
+    rotary: tuple[paddle.Tensor, paddle.Tensor],
+    cache: LatentCache,
+    position: int,
+    mask: paddle.Tensor | None,
+    scale: float,
+) -> paddle.Tensor:
+    """The same for multi-head latent attention, in its absorbed form.
+
+    Args:
+        queries: float32 [B, 1, N, Dn + Dr], not rotated yet.
+        latents: float32 [B, 1, R + Dr], not normed and not rotated yet.
+        norm: weight and epsilon of the latents' norm.
+        cache: bfloat16, with absorbed weights in bfloat16.
+
+    Returns:
+        [B, 1, N, Dv].
+    """
+    batch, _, heads, width = queries.shape
+    key_weight, value_weight = cache.absorbed
+    (_, nope, rank), value_width = key_weight.shape, value_weight.shape[-1]
+    output = paddle.empty([batch, 1, heads, value_width], "float32")
+    load().vl2_latent_step(
+        *(queries.data_ptr(), latents.data_ptr(), norm[0].data_ptr(), norm[1]),
+        *(batch, heads, nope, width - nope, rank, value_width),
+        *_rotary_arguments(rotary),
+        *(_cached(cache.latents), cache.capacity, position),
+        *(key_weight.data_ptr(), value_weight.data_ptr()),
+        *(None if mask is None else mask.data_ptr(), scale, output.data_ptr()),
+    )
+    return output
+
+
+def _rotary_arguments(rotary: tuple[paddle.Tensor, paddle.Tensor]) -> tuple[int, int, int]:
+    """Addresses of cosines and sines, and the numbers from a sequence to the next."""
+    cos, sin = rotary
+    return cos.data_ptr(), sin.data_ptr(), cos.shape[2] * cos.shape[3]
+
+
+def _cached(tensor: paddle.Tensor) -> int:
+    if tensor.dtype != paddle.bfloat16:
+        raise ValueError(
+            f"a model on the kernels needs a cache in bfloat16, not {tensor.dtype}: model.new_cache"
+        )
+    return tensor.data_ptr()
+
+
 def rms_norm(hidden: paddle.Tensor, weight: paddle.Tensor, epsilon: float) -> paddle.Tensor:
     """float32 [..., H] -> [..., H]."""
     hidden = _dense(hidden)
@@ -235,7 +327,9 @@ def layer_norm(
 
 def _dense(tensor: paddle.Tensor) -> paddle.Tensor:
     """float32 with its values in order."""
-    return tensor.astype("float32").contiguous()
+    if tensor.dtype != paddle.float32:
+        tensor = tensor.astype("float32")
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
 def _round_up(value: int, to: int) -> int:

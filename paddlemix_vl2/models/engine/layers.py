@@ -3,10 +3,13 @@
 Each takes the place of the layer that it is made from, and keeps of it only what it still reads.
 """
 
+from collections.abc import Callable
+
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from paddlemix_vl2.models.attention import DeepseekV2Attention, MultiHeadAttention
 from paddlemix_vl2.models.dot_product import causal_attention
 from paddlemix_vl2.models.engine import kernels
 from paddlemix_vl2.models.engine.kernels import PackedExperts, PackedMatrix, PackedVisionBlock, pack
@@ -136,6 +139,28 @@ def attend(queries, keys, values, visibility, scale: float) -> paddle.Tensor:
     if visibility.key_mask is None and visibility.segments is None:
         return kernels.attention(queries, keys, values, scale, visibility.start)
     return causal_attention(queries, keys, values, visibility, scale)
+
+
+def multi_head_step(layer: MultiHeadAttention, hidden, rotary, visibility, cache) -> paddle.Tensor:
+    """A decode step of ``MultiHeadAttention``."""
+    shape = [*hidden.shape[:2], layer.num_heads, layer.head_dim]
+    parts = (part(hidden).reshape(shape) for part in (layer.q_proj, layer.k_proj, layer.v_proj))
+    place = (visibility.start, visibility.key_mask, layer.scale)
+    return layer.o_proj(kernels.multi_head_step(*parts, rotary, cache, *place).flatten(start_axis=2))
+
+
+def latent_step(layer: DeepseekV2Attention, hidden, rotary, visibility, cache) -> paddle.Tensor:
+    """A decode step of ``DeepseekV2Attention``."""
+    if cache.absorbed is None:
+        cache.absorbed = tuple(weight.astype("bfloat16") for weight in layer.split_kv_b("float32"))
+    norm = (layer.kv_a_layernorm.weight, layer.kv_a_layernorm.epsilon)
+    inputs = (layer.project_queries(hidden), layer.kv_a_proj_with_mqa(hidden), norm)
+    place = (visibility.start, visibility.key_mask, layer.scale)
+    return layer.o_proj(kernels.latent_step(*inputs, rotary, cache, *place).flatten(start_axis=2))
+
+
+# What takes over an attention layer's decode steps.
+STEPS: dict[type, Callable] = {MultiHeadAttention: multi_head_step, DeepseekV2Attention: latent_step}
 
 
 def take_matrix(layer: nn.Linear, int8: bool) -> PackedMatrix:

@@ -55,6 +55,27 @@ def test_a_padded_batch_is_answered_as_its_rows_alone(native, golden, prompt_bat
     assert np.median(np.abs(logits - reference)[kept]) < 0.1 * reference.std()
 
 
+@pytest.mark.parametrize("case", ["mha_greedy", "mla_noaux_tc"])
+def test_answers_in_a_padded_batch(case, native, golden):
+    """Steps over caches with padding: logits of every row as it has them alone, up to rounding."""
+    model = load(golden, case, dtype="bfloat16")
+    rows = [list(range(5, 17)), list(range(30, 35))]
+
+    def steps(rows):
+        length = max(map(len, rows))
+        ids = [[0] * (length - len(row)) + row for row in rows]
+        mask = [[0] * (length - len(row)) + [1] * len(row) for row in rows]
+        batch = {"input_ids": paddle.to_tensor(ids), "attention_mask": paddle.to_tensor(mask)}
+        _, cache = model.prefill(batch, length + 3)
+        tokens = paddle.to_tensor([[7]] * len(rows))
+        return np.stack([model.decode_step(tokens, cache).numpy() for _ in range(3)])
+
+    together = steps(rows)
+    for index, row in enumerate(rows):
+        alone = steps([row])[:, 0]
+        assert np.abs(together[:, index] - alone).max() < 0.1 * alone.std()
+
+
 def test_large_weights_exist_once(native, golden):
     model = load(golden, "mla_greedy", dtype="bfloat16")
     assert not [name for name, p in model.named_parameters() if p.ndim == 2 and "proj" in name]

@@ -4,6 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix_vl2.models.cache import KeyValueCache, LatentCache
 from paddlemix_vl2.models.engine import kernels
 from paddlemix_vl2.models.engine.kernels import PackedExperts, PackedVisionBlock, pack
 
@@ -130,6 +131,91 @@ def test_weights_of_attention_over_many_scores(native):
     rounded = paddle.to_tensor(scores).astype("bfloat16").astype("float64").numpy()
     weights = np.exp(rounded - rounded.max(-1, keepdims=True))
     assert np.abs(found - weights / weights.sum(-1, keepdims=True)).max() < 2**-8
+
+
+def rotated(x, cos, sin, neighbours):
+    """float32 [B, 1, N, D] and [B, D / 2] -> the halves of each head, turned, in float64."""
+    half = x.shape[-1] // 2
+    first, second = (x[..., ::2], x[..., 1::2]) if neighbours else (x[..., :half], x[..., half:])
+    cos, sin = cos[:, None, None], sin[:, None, None]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype("float64")
+
+
+def rotary_of(angles, heads):
+    tables = [np.repeat(f(angles)[:, None, None], heads, axis=2) for f in (np.cos, np.sin)]
+    return tuple(paddle.to_tensor(table.astype("float32")) for table in tables)
+
+
+BATCH, CAPACITY, POSITION = 2, 9, 6
+MASK = np.arange(CAPACITY) >= np.array([[0], [2]])  # the second sequence has two positions of padding
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_of_multi_head_attention(masked, native):
+    heads, width = 3, 40
+    q, k, v = (random(BATCH, 1, heads, width, seed=i) for i in range(3))
+    angles = random(BATCH, width // 2, seed=3)
+    cache = KeyValueCache(CAPACITY, "bfloat16")
+    old = [random(BATCH, heads, POSITION, width, seed=4 + i) for i in range(2)]
+    cache.write(0, *map(paddle.to_tensor, old))
+    mask = paddle.to_tensor(MASK) if masked else None
+    place = (rotary_of(angles, heads), cache, POSITION, mask, 0.3)
+    found = kernels.multi_head_step(*map(paddle.to_tensor, (q, k, v)), *place).numpy()
+
+    turned = [rotated(x, np.cos(angles), np.sin(angles), neighbours=False) for x in (q, k)]
+    for sequence in range(BATCH):
+        seen = MASK[sequence, : POSITION + 1] | (not masked)
+        keys = np.concatenate([old[0][sequence], turned[1][sequence].transpose(1, 0, 2)], 1)[:, seen]
+        values = np.concatenate([old[1][sequence], v[sequence].transpose(1, 0, 2)], 1)[:, seen]
+        arguments = (x.transpose(1, 0, 2)[None] for x in (keys, values))
+        expected = attention_in_float64(turned[0][sequence][None], *arguments, 0.3)[0]
+        assert np.abs(found[sequence] - expected).max() < 0.02
+    stored = cache.keys.astype("float32").numpy()
+    assert np.abs(stored[:, :, POSITION] - turned[1][:, 0]).max() < 0.02
+    assert not stored[:, :, POSITION + 1 :].any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_step_of_latent_attention(masked, native):
+    """Against keys and values of every head, which the absorbed form does not make."""
+    heads, nope, rope, rank, value_width = 2, 20, 8, 136, 24
+    queries, latents = random(BATCH, 1, heads, nope + rope), random(BATCH, 1, rank + rope, seed=1, scale=3.0)
+    norm, angles = 1 + random(rank, seed=2, scale=0.1), random(BATCH, rope // 2, seed=3)
+    key_weight = random(heads, nope, rank, seed=4, scale=rank**-0.5)
+    value_weight = random(heads, rank, value_width, seed=5, scale=rank**-0.5)
+    old = random(BATCH, POSITION, rank + rope, seed=6)
+    cache = LatentCache(CAPACITY, "bfloat16")
+    cache.write(0, paddle.to_tensor(old))
+    cache.absorbed = tuple(paddle.to_tensor(x).astype("bfloat16") for x in (key_weight, value_weight))
+    mask = paddle.to_tensor(MASK) if masked else None
+    place = (rotary_of(angles, heads), cache, POSITION, mask, 0.3)
+    inputs = (paddle.to_tensor(queries), paddle.to_tensor(latents), (paddle.to_tensor(norm), 1e-6))
+    found = kernels.latent_step(*inputs, *place).numpy()
+
+    tables = (np.cos(angles), np.sin(angles))
+    turned = rotated(queries[..., nope:], *tables, neighbours=True)
+    shared = rotated(latents[:, :, None, rank:], *tables, neighbours=True)[:, :, 0]
+    latent = latents[..., :rank].astype("float64")
+    latent = latent / np.sqrt((latent**2).mean(-1, keepdims=True) + 1e-6) * norm
+    rows = np.concatenate([old, np.concatenate([latent, shared], -1)], 1)
+    for sequence in range(BATCH):
+        seen = rows[sequence][MASK[sequence, : POSITION + 1] | (not masked)]
+        keys = np.einsum("sr,hdr->shd", seen[:, :rank], key_weight)
+        repeated = np.repeat(seen[:, None, rank:], heads, 1)
+        values = np.einsum("sr,hrv->shv", seen[:, :rank], value_weight)
+        query = np.concatenate([queries[sequence, ..., :nope], turned[sequence]], -1)
+        arguments = (np.concatenate([keys, repeated], -1)[None], values[None])
+        expected = attention_in_float64(query[None], *arguments, 0.3)[0]
+        assert np.abs(found[sequence] - expected).max() < 0.03
+    assert np.abs(cache.latents.astype("float32").numpy()[:, : POSITION + 1] - rows).max() < 0.04
+
+
+def test_a_step_needs_a_cache_in_bfloat16(native):
+    cache = KeyValueCache(4)
+    cache.write(0, paddle.zeros([1, 1, 2, 8]), paddle.zeros([1, 1, 2, 8]))
+    parts = [paddle.zeros([1, 1, 1, 8])] * 3
+    with pytest.raises(ValueError, match="needs a cache in bfloat16"):
+        kernels.multi_head_step(*parts, rotary_of(np.zeros((1, 4)), 1), cache, 2, None, 1.0)
 
 
 def test_norms(native):

@@ -83,6 +83,15 @@ void layer_norm_row(const float* source, int64_t width, const float* weight, con
   for (int64_t i = 0; i < width; ++i) target[i] = (source[i] - mean) * factor * weight[i] + bias[i];
 }
 
+void rms_norm_row(const float* source, int64_t width, const float* weight, float epsilon, float* target) {
+  float squares = 0.f;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < width; ++i) squares += source[i] * source[i];
+  const float factor = 1.f / std::sqrt(squares / width + epsilon);
+#pragma omp simd
+  for (int64_t i = 0; i < width; ++i) target[i] = source[i] * factor * weight[i];
+}
+
 }  // namespace vl2
 
 using namespace vl2;
@@ -106,20 +115,12 @@ void vl2_attention(const float* queries, int64_t query_stride, const float* keys
   }
 }
 
-// target = source / rms(source) * weight, row by row.
+// `rms_norm_row` for every row.
 void vl2_rms_norm(const float* source, int64_t rows, int64_t width, const float* weight, float epsilon,
                   float* target) {
 #pragma omp parallel for schedule(static) if (rows > 4)
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* in = source + row * width;
-    float* out = target + row * width;
-    float squares = 0.f;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < width; ++i) squares += in[i] * in[i];
-    const float factor = 1.f / std::sqrt(squares / width + epsilon);
-#pragma omp simd
-    for (int64_t i = 0; i < width; ++i) out[i] = in[i] * factor * weight[i];
-  }
+  for (int64_t row = 0; row < rows; ++row)
+    rms_norm_row(source + row * width, width, weight, epsilon, target + row * width);
 }
 
 // `layer_norm_row` for every row.

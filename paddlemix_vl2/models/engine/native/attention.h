@@ -26,4 +26,7 @@ void attend(Heads queries, Heads keys, Heads values, const Visible& visible, int
 void layer_norm_row(const float* source, int64_t width, const float* weight, const float* bias, float epsilon,
                     float* target);
 
+// target = source / rms(source) * weight.
+void rms_norm_row(const float* source, int64_t width, const float* weight, float epsilon, float* target);
+
 }  // namespace vl2
