@@ -1,7 +1,7 @@
 """Time and memory of each step of an answer, beside what the machine could do at best.
 
     python tools/make_random_checkpoint.py tiny /tmp/tiny
-    python tools/benchmark.py /tmp/tiny --tiles 5 --prompt-tokens 1263
+    python tools/benchmark.py /tmp/tiny --tiles 5 --prompt_tokens 1263
 
 prints load time, vision time per tile, prefill and decode speed and peak memory, each with its floor: the
 operations (or bytes) that it needs by arithmetic, at the speed of a large matrix product (or a large read) on
@@ -56,13 +56,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
     parser.add_argument("--engine", default="auto", help="auto, eager or native")
     parser.add_argument("--tiles", type=int, default=5, help="views that go through the vision tower")
-    parser.add_argument("--prompt-tokens", type=int, default=1263)
-    parser.add_argument("--new-tokens", type=int, default=16, help="at least 2")
+    parser.add_argument("--prompt_tokens", type=int, default=1263)
+    parser.add_argument("--new_tokens", type=int, default=16, help="at least 2")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
     if min(arguments.tiles, arguments.prompt_tokens, arguments.new_tokens - 1, arguments.repeats) < 1:
-        parser.error("--tiles, --prompt-tokens and --repeats are at least 1, --new-tokens at least 2")
+        parser.error("--tiles, --prompt_tokens and --repeats are at least 1, --new_tokens at least 2")
     return arguments
 
 
@@ -74,23 +74,14 @@ def run(arguments: argparse.Namespace) -> dict:
     if weights is None:
         check_compute_dtype(resolve_dtype(arguments.dtype))
     check_lengths(arguments.prompt_tokens, arguments.new_tokens, None, language.max_sequence_length)
-    bandwidth = read_bandwidth()
     started = time.perf_counter()
     model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, arguments.dtype, arguments.engine)
     load, load_peak = time.perf_counter() - started, peak_memory()
     steps = {
         "vision": time_vision(model, arguments, weights),
         "prefill": time_prefill(model, arguments, weights),
-        "decode": time_decode(model, arguments),
+        "decode": time_decode(model, arguments, weights),
     }
-    peak = peak_memory()
-    bandwidth = max(bandwidth, read_bandwidth())  # after the peak is noted: its block is not the model's
-    length = arguments.prompt_tokens + arguments.new_tokens
-    cached = 4 if weights is None and model.weight_dtype == "float32" else 2
-    itemsize = {"bfloat16": 2, "int8": 1}.get(weights, cached)
-    bytes_per_step = costs.decode_bytes(language, length, itemsize, cached)
-    steps["decode"]["floor_seconds"] = bytes_per_step / bandwidth
-    steps["decode"]["times_floor"] = steps["decode"]["seconds"] * bandwidth / bytes_per_step
     return {
         "model": str(arguments.model_path),
         "device": paddle.get_device(),
@@ -98,10 +89,9 @@ def run(arguments: argparse.Namespace) -> dict:
         "dtype": f"{weights} weights on the kernels" if weights else model.weight_dtype,
         "tiles": arguments.tiles,
         "prompt_tokens": arguments.prompt_tokens,
-        "bytes_per_second": bandwidth,
         "load_seconds": load,
         "load_peak_bytes": load_peak,
-        "peak_bytes": peak,
+        "peak_bytes": steps["decode"]["peak_bytes"],
         "steps": steps,
     }
 
@@ -121,14 +111,27 @@ def time_prefill(model, arguments, weights: str | None) -> dict:
     return time_beside_floor(lambda: model.prefill(batch, capacity)[0], flops, product, arguments.repeats)
 
 
-def time_decode(model, arguments) -> dict:
-    """Median and fastest step behind the prompt."""
+def time_decode(model, arguments, weights: str | None) -> dict:
+    """Steps behind the prompt; the floor is to read weights and cache once, at the speed that follows."""
     batch, capacity = prompt(model, arguments)
     _, cache = model.prefill(batch, capacity)
     token = paddle.to_tensor([[5]])
     model.decode_step(token, cache).numpy()  # the first step lays out the absorbed weights
     seconds = [timed(lambda: model.decode_step(token, cache)) for _ in range(arguments.new_tokens - 1)]
-    return {"seconds": statistics.median(seconds), "fastest": min(seconds)}
+    peak = peak_memory()  # before the block that is read
+    median, bandwidth = statistics.median(seconds), read_bandwidth()
+    cached = 4 if weights is None and model.weight_dtype == "float32" else 2
+    itemsize = {"bfloat16": 2, "int8": 1}.get(weights, cached)
+    length = arguments.prompt_tokens + arguments.new_tokens
+    floor = costs.decode_bytes(model.config.language_config, length, itemsize, cached) / bandwidth
+    return {
+        "seconds": median,
+        "fastest": min(seconds),
+        "floor_seconds": floor,
+        "times_floor": median / floor,
+        "bytes_per_second": bandwidth,
+        "peak_bytes": peak,
+    }
 
 
 def square_product(dtype: str):
@@ -207,7 +210,7 @@ def as_text(report: dict) -> str:
         f"{report['model']} on {report['device']}, {report['dtype']}, {report['threads']} threads",
         f"matrix product {steps['vision']['flops_per_second'] / 1e9:.0f} and "
         f"{steps['prefill']['flops_per_second'] / 1e9:.0f} GFLOPS beside vision and prefill, "
-        f"read {report['bytes_per_second'] / 1e9:.1f} GB/s",
+        f"read {steps['decode']['bytes_per_second'] / 1e9:.1f} GB/s",
         f"load     {report['load_seconds']:8.1f} s, peak {report['load_peak_bytes'] / 1e9:.2f} GB",
     ]
     lines += [

@@ -10,7 +10,7 @@ def benchmark(load_tool):
     return load_tool("benchmark")
 
 
-FLAGS = ["--tiles", "1", "--prompt-tokens", "20", "--new-tokens", "3", "--repeats", "1", "--device", "cpu"]
+FLAGS = ["--tiles", "1", "--prompt_tokens", "20", "--new_tokens", "3", "--repeats", "1", "--device", "cpu"]
 
 
 def test_every_step_is_reported(benchmark, golden, monkeypatch, capsys):
@@ -30,7 +30,7 @@ def test_every_step_is_reported(benchmark, golden, monkeypatch, capsys):
 def test_mistakes_are_one_line(benchmark, golden, capsys):
     assert benchmark.main([str(golden / "nowhere"), *FLAGS]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-    assert benchmark.main([str(golden / "mla_greedy"), *FLAGS, "--prompt-tokens", "5000"]) == 2
+    assert benchmark.main([str(golden / "mla_greedy"), *FLAGS, "--prompt_tokens", "5000"]) == 2
     assert "5000 tokens" in capsys.readouterr().err
     assert benchmark.main([str(golden / "mla_greedy"), *FLAGS, "--dtype", "bfloat16"]) == 2
     assert "cannot multiply bfloat16" in capsys.readouterr().err
