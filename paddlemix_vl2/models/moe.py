@@ -22,14 +22,18 @@ class Routing:
     Attributes:
         experts: int64 [M, K], the chosen experts of each token.
         weights: float32 [M, K], their weights, with gradient.
-        load: int64 [E], tokens that chose each expert.
         scores: float32 [M, E], the gate's score of every expert, with gradient: what balance losses level.
     """
 
     experts: paddle.Tensor
     weights: paddle.Tensor
-    load: paddle.Tensor
     scores: paddle.Tensor
+
+    @property
+    def load(self) -> paddle.Tensor:
+        """Tokens that chose each expert, int64 [E], counted when it is asked for. Not with ``bincount``, which
+        makes the host wait for a GPU."""
+        return F.one_hot(self.experts, self.scores.shape[-1]).sum(axis=[0, 1]).astype("int64")
 
 
 class MoEGate(nn.Layer):
@@ -68,8 +72,7 @@ class MoEGate(nn.Layer):
         weights = paddle.take_along_axis(scores, experts, axis=1)
         if self.normalize:
             weights = weights / (weights.sum(axis=-1, keepdim=True) + 1e-20)
-        load = paddle.bincount(experts.flatten(), minlength=self.num_experts)
-        return Routing(experts, weights * self.scaling_factor, load, scores)
+        return Routing(experts, weights * self.scaling_factor, scores)
 
     def _apply(self, func, device, dtype, blocking, include_sublayers=True):
         """What ``Layer.to`` does to this layer, except that the correction bias keeps its float32: its steps

@@ -96,7 +96,7 @@ def test_things_are_in_the_cell_that_is_said_in_reading_order_and_of_the_size_th
             column, row = (left + right) / 2 * 3 / scene.size[0], (top + bottom) / 2 * 3 / scene.size[1]
             assert thing.cell == int(row) * 3 + int(column)
             assert all(0.05 < value % 1 < 0.95 for value in (column, row)), "too near to the next cell"
-            assert right - left == bottom - top and 26 <= right - left <= 50
+            assert right - left == bottom - top and 26 <= right - left <= 72
             cells.append(thing.cell)
         assert cells == sorted(set(cells))
         assert len({(thing.shape, thing.color) for thing in scene.things}) == len(cells)
@@ -121,7 +121,7 @@ def test_all_variety_occurs():
     assert {thing.shape for thing in things} == set(SHAPES)
     assert {thing.color for thing in things} == set(COLOR_VALUES)
     assert {thing.cell for thing in things} == set(range(9))
-    assert {len(scene.things) for scene in subjects} == {1, 2, 3, 4, 5}
+    assert {len(scene.things) for scene in subjects} == {1, 2, 3, 4}
     assert {scene.size for scene in subjects} == {(84, 84), (168, 84), (84, 168), (168, 168)}
     assert {scene.background for scene in subjects} == set(BACKGROUNDS)
     items = [item for card in make(scenes.make_card) for item in card.items]
