@@ -7,12 +7,17 @@ prints load time, vision time per tile, prefill and decode speed and peak memory
 operations (or bytes) that it needs by arithmetic, at the speed of a large matrix product (or a large read) on
 the same machine. Timings are medians of ``--repeats``. A matrix product is timed before each of them, and
 ``x floor`` is the median of the ratios of such neighbours, which holds when the machine's speed drifts.
+
+``--against transformers`` times the parts that the transformers library has (SigLIP's tower; DeepSeek-V2 with
+multi-head latent attention) on the same geometry and as many threads, in turns with ours. It needs torch and
+transformers, here or in the environment of ``--peer_python``.
 """
 
 import argparse
 import json
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +38,7 @@ import paddle
 
 MATMUL_SIZE = 3072
 READ_BYTES = 800_000_000
+PEER_PROGRAM = Path(__file__).with_name("transformers_peer.py")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +65,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt_tokens", type=int, default=1263)
     parser.add_argument("--new_tokens", type=int, default=16, help="at least 2")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--against", choices=("transformers",), help="time its parts of the model in between")
+    parser.add_argument("--peer_dtype", default="bfloat16", choices=("float32", "bfloat16"), help="its dtype")
+    parser.add_argument("--peer_python", default=sys.executable, metavar="FILE", help="Python that has torch")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
     if min(arguments.tiles, arguments.prompt_tokens, arguments.new_tokens - 1, arguments.repeats) < 1:
@@ -77,11 +86,12 @@ def run(arguments: argparse.Namespace) -> dict:
     started = time.perf_counter()
     model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, arguments.dtype, arguments.engine)
     load, load_peak = time.perf_counter() - started, peak_memory()
-    steps = {
-        "vision": time_vision(model, arguments, weights),
-        "prefill": time_prefill(model, arguments, weights),
-        "decode": time_decode(model, arguments, weights),
-    }
+    with Peer(arguments) as peer:
+        steps = {
+            "vision": time_vision(model, arguments, weights, peer),
+            "prefill": time_prefill(model, arguments, weights, peer),
+            "decode": time_decode(model, arguments, weights, peer),
+        }
     return {
         "model": str(arguments.model_path),
         "device": paddle.get_device(),
@@ -92,26 +102,79 @@ def run(arguments: argparse.Namespace) -> dict:
         "load_seconds": load,
         "load_peak_bytes": load_peak,
         "peak_bytes": steps["decode"]["peak_bytes"],
+        "against": peer.description,
         "steps": steps,
     }
 
 
-def time_vision(model, arguments, weights: str | None) -> dict:
+class Peer:
+    """tools/transformers_peer.py as a process that runs steps on request, or nothing without ``--against``.
+
+    Raises:
+        ValueError: it did not start, or stopped, with the last line of what it said.
+    """
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.description, self._process, self._steps = None, None, ()
+        if arguments.against:
+            self._command = [arguments.peer_python, "-W", "ignore", str(PEER_PROGRAM)]
+            self._command += [str(resolve_checkpoint(arguments.model_path) / "config.json")]
+            self._command += ["--dtype", arguments.peer_dtype, "--threads", str(physical_cores())]
+            for name in ("tiles", "prompt_tokens", "new_tokens"):
+                self._command += [f"--{name}", str(getattr(arguments, name))]
+            self.description = f"{arguments.against} in {arguments.peer_dtype}"
+
+    def __enter__(self) -> "Peer":
+        if self.description:
+            pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")}
+            self._process = subprocess.Popen(self._command, text=True, **pipes)
+            self._steps = self._read()["steps"]
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._process:
+            self._process.kill()
+            self._process.communicate()
+
+    def seconds(self, step: str) -> float | None:
+        """One run of a step; None where the other library has no such part, or nothing is compared with."""
+        if step not in self._steps:
+            return None
+        self._process.stdin.write(f"{step}\n")
+        self._process.stdin.flush()
+        return self._read()["seconds"]
+
+    def _read(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._process.communicate()[1].strip().splitlines() or ["no message"]
+            raise ValueError(f"{self.description}: {said[-1]}")
+        return json.loads(line)
+
+
+def time_vision(model, arguments, weights: str | None, peer: Peer | None = None) -> dict:
     side = model.config.vision_config.image_size
     pixels = paddle.rand([arguments.tiles, 3, side, side]) * 2 - 1
     flops = costs.vision_flops(model.config, arguments.tiles)
     product = square_product(weights or model.weight_dtype)
-    return time_beside_floor(lambda: model.encode_tiles(pixels), flops, product, arguments.repeats)
+    step = lambda: model.encode_tiles(pixels)  # noqa: E731
+    return time_beside_floor(step, flops, product, arguments.repeats, asked(peer, "vision"))
 
 
-def time_prefill(model, arguments, weights: str | None) -> dict:
+def time_prefill(model, arguments, weights: str | None, peer: Peer | None = None) -> dict:
     batch, capacity = prompt(model, arguments)
     flops = costs.prefill_flops(model.config.language_config, arguments.prompt_tokens)
     product = square_product(weights or model.weight_dtype)
-    return time_beside_floor(lambda: model.prefill(batch, capacity)[0], flops, product, arguments.repeats)
+    step = lambda: model.prefill(batch, capacity)[0]  # noqa: E731
+    return time_beside_floor(step, flops, product, arguments.repeats, asked(peer, "prefill"))
 
 
-def time_decode(model, arguments, weights: str | None) -> dict:
+def asked(peer: Peer | None, step: str):
+    """What asks the peer for a step's seconds."""
+    return lambda: peer.seconds(step) if peer else None
+
+
+def time_decode(model, arguments, weights: str | None, peer: Peer | None = None) -> dict:
     """Steps behind the prompt; the floor is to read weights and cache once, at the speed that follows."""
     batch, capacity = prompt(model, arguments)
     _, cache = model.prefill(batch, capacity)
@@ -129,6 +192,7 @@ def time_decode(model, arguments, weights: str | None) -> dict:
         "fastest": min(seconds),
         "floor_seconds": floor,
         "times_floor": median / floor,
+        "peer_seconds": asked(peer, "decode")(),
         "bytes_per_second": bandwidth,
         "peak_bytes": peak,
     }
@@ -144,20 +208,24 @@ def square_product(dtype: str):
     return lambda: kernels.linear(x, packed)[:1]
 
 
-def time_beside_floor(compute, flops: int, product, repeats: int) -> dict:
-    """Run ``compute`` several times, each run behind a ``product`` that tells the machine's speed then."""
+def time_beside_floor(compute, flops: int, product, repeats: int, ask_peer=lambda: None) -> dict:
+    """Run ``compute`` several times, each run behind a ``product`` that tells the machine's speed then, and
+    before the peer's run of the same step."""
     timed(compute)  # touches memory and makes tables for the first time
-    seconds, floors = [], []
+    ask_peer()
+    seconds, floors, others = [], [], []
     for _ in range(repeats):
         fastest = min(timed(product) for _ in range(3))
         floors.append(flops * fastest / (2 * MATMUL_SIZE**3))
         seconds.append(timed(compute))
+        others.append(ask_peer())
     ratios = [taken / floor for taken, floor in zip(seconds, floors, strict=True)]
     return {
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
         "floor_seconds": statistics.median(floors),
         "times_floor": statistics.median(ratios),
+        "peer_seconds": None if None in others else statistics.median(others),
         "flops_per_second": flops / statistics.median(floors),
     }
 
@@ -216,6 +284,7 @@ def as_text(report: dict) -> str:
     lines += [
         f"{name:8} {step['seconds']:8.3f} s (fastest {step['fastest']:.3f}), "
         f"floor {step['floor_seconds']:.3f} s, {step['times_floor']:.2f} x floor; {notes[name]}"
+        + (f"; {report['against']} {step['peer_seconds']:.3f} s" if step["peer_seconds"] else "")
         for name, step in steps.items()
     ]
     return "\n".join([*lines, f"peak     {report['peak_bytes'] / 1e9:8.2f} GB"])

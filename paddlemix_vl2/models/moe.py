@@ -31,7 +31,7 @@ class Routing:
 
     @property
     def load(self) -> paddle.Tensor:
-        """Tokens that chose each expert, int64 [E], counted when it is asked for. Not with ``bincount``, which
+        """Tokens that chose each expert, int64 [E], counted when asked for. Not with ``bincount``, which
         makes the host wait for a GPU."""
         return F.one_hot(self.experts, self.scores.shape[-1]).sum(axis=[0, 1]).astype("int64")
 

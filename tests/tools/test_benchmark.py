@@ -37,3 +37,35 @@ def test_mistakes_are_one_line(benchmark, golden, capsys):
     with pytest.raises(SystemExit):
         benchmark.main([str(golden / "mla_greedy"), "--tiles", "0"])
     assert "--tiles" in capsys.readouterr().err
+
+
+PEER = """
+import json, sys
+print(json.dumps({"steps": ["vision", "decode"]}), flush=True)
+for line in sys.stdin:
+    print(json.dumps({"seconds": 7.0 if line.strip() == "vision" else 9.0}), flush=True)
+"""
+
+
+def test_a_peer_is_asked_for_the_steps_that_it_has(benchmark, golden, monkeypatch, capsys, tmp_path):
+    """A stand-in that answers as tools/transformers_peer.py does, so that no torch is needed."""
+    (tmp_path / "peer.py").write_text(PEER)
+    monkeypatch.setattr(benchmark, "PEER_PROGRAM", tmp_path / "peer.py")
+    monkeypatch.setattr(benchmark, "MATMUL_SIZE", 64)
+    monkeypatch.setattr(benchmark, "READ_BYTES", 1_000_000)
+    flags = [*FLAGS, "--against", "transformers"]
+    assert benchmark.main([str(golden / "mla_greedy"), *flags]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:]}
+    assert lines["vision"].endswith("; transformers in bfloat16 7.000 s")
+    assert (
+        lines["decode"].endswith("; transformers in bfloat16 9.000 s")
+        and "transformers" not in lines["prefill"]
+    )
+
+
+def test_a_peer_that_does_not_start(benchmark, golden, monkeypatch, capsys, tmp_path):
+    (tmp_path / "peer.py").write_text("import a_library_that_is_not_there")
+    monkeypatch.setattr(benchmark, "PEER_PROGRAM", tmp_path / "peer.py")
+    assert benchmark.main([str(golden / "mla_greedy"), *FLAGS, "--against", "transformers"]) == 2
+    error = capsys.readouterr().err
+    assert "transformers in bfloat16: ModuleNotFoundError" in error and error.count("\n") == 1
