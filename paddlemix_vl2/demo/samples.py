@@ -38,21 +38,27 @@ SUBJECTS: dict[str, Callable[[np.random.Generator], Subject]] = {
 }
 TASKS = (*SUBJECTS, "words", "mixed", "caption")
 # Not among TASKS: the demo model's vocabulary is made from those, in their order.
-EXTRA_TASKS = ("simple", "other_language")
+EXTRA_TASKS = ("simple", "grid", "locate", "other_language")
 
 _MIXED = {"scene": 0.45, "text": 0.30, "chart": 0.10, "compare": 0.15}
-# extra task or kind -> what its pictures show
+# extra kind -> what its pictures show
 _EXTRA_SUBJECTS = {"other_language": "scene"}
+# task about scenes -> what makes them, kinds of questions and how often each is asked
+_SCENE_TASKS = {
+    "grid": (scenes.make_grid, {"describe": 1.5, "colour": 2, "shape": 2, "position": 3, "ground": 0.7}),
+    "locate": (scenes.make_scene, {"position": 3, "ground": 1}),
+    "other_language": (scenes.make_scene, {"other_language": 1}),
+}
 _TYPES = {"scene": Scene, "text": TextCard, "chart": Chart, "compare": Pair}
 # A box is some twenty-five tokens, most answers are one to three: what has boxes would be most of the loss.
 _WEIGHTS = {
     Scene: {
-        "describe": 0.6,
-        "grounded_describe": 0.3,
+        "describe": 1,
+        "grounded_describe": 0.4,
         "colour": 2,
         "shape": 2.5,
         "position": 2,
-        "count": 2,
+        "count": 1.5,
         "ground": 1.5,
     },
     TextCard: {
@@ -87,8 +93,9 @@ def make_sample(task: str, split: str, index: int) -> dict:
     Args:
         task: "scene", "text", "chart", "compare": questions about such pictures; "mixed": one of these;
             "caption": all kinds of pictures, one turn that tells everything; "simple": the same of a single
-            thing or text; "words": what a picture shows is told instead of shown; "other_language": questions
-            that are to be answered in the other language.
+            thing or text; "words": what a picture shows is told instead of shown; "grid": scenes of many
+            small things; "locate": where things of a scene are; "other_language": questions that are to be
+            answered in the other language.
         split: "train" or "test".
 
     Returns:
@@ -103,9 +110,11 @@ def make_sample(task: str, split: str, index: int) -> dict:
     rng = _generator(task, split, index)
     if task == "simple":
         return _make_simple(rng, split)
-    if task in EXTRA_TASKS:
-        subject = _make_subject(rng, _EXTRA_SUBJECTS[task], split)
-        return {"messages": _messages(_ask_turns(rng, subject, weights={task: 1.0}), draw_all(subject))}
+    if task in _SCENE_TASKS:
+        make, weights = _SCENE_TASKS[task]
+        subject = _make_of_split(rng, make, split)
+        turns = _ask_turns(rng, subject, weights=weights)
+        return {"messages": _messages(turns, draw_all(subject))}
     name = task if task in SUBJECTS else pick_weighted(rng, _MIXED)
     subject = _make_subject(rng, name, split)
     if task == "words":
@@ -159,8 +168,12 @@ def _generator(*names) -> np.random.Generator:
 
 
 def _make_subject(rng: np.random.Generator, name: str, split: str) -> Subject:
+    return _make_of_split(rng, SUBJECTS[name], split)
+
+
+def _make_of_split(rng: np.random.Generator, make: Callable, split: str) -> Subject:
     while True:
-        subject = SUBJECTS[name](rng)
+        subject = make(rng)
         if split_of(subject) == split:
             return subject
 

@@ -132,30 +132,47 @@ def _grain(rng: np.random.Generator) -> int:
 
 # ---- scenes of shapes ----
 
-# (width, height) -> (weight, fewest and most things)
+# (width, height) -> weight, fewest and most things, their least and greatest side
 _SCENE_SIZES = {
-    (TILE, TILE): (0.6, 2, 3),
-    (2 * TILE, 2 * TILE): (0.2, 2, 5),
-    (2 * TILE, TILE): (0.1, 1, 3),
-    (TILE, 2 * TILE): (0.1, 1, 3),
+    (TILE, TILE): (0.76, (2, 3), (26, 36)),
+    (2 * TILE, 2 * TILE): (0.1, (2, 4), (44, 72)),
+    (2 * TILE, TILE): (0.07, (1, 2), (32, 50)),
+    (TILE, 2 * TILE): (0.07, (1, 2), (32, 50)),
 }
+_SIDES_ALONE = (30, 56)
 
 
 def make_scene(rng: np.random.Generator) -> Scene:
-    """A scene of one to five things."""
+    """A scene of one to four things."""
     size = pick_weighted(rng, {size: row[0] for size, row in _SCENE_SIZES.items()})
-    _, fewest, most = _SCENE_SIZES[size]
+    _, (fewest, most), _ = _SCENE_SIZES[size]
     # One thing is what a small picture shows best.
-    count = 1 if size == (TILE, TILE) and rng.random() < 0.4 else int(rng.integers(fewest, most + 1))
+    count = 1 if size == (TILE, TILE) and rng.random() < 0.35 else int(rng.integers(fewest, most + 1))
     return scene_of(rng, size, _looks(rng, count))
 
 
+def make_grid(rng: np.random.Generator) -> Scene:
+    """A scene of five to nine things, each within its cell of the grid: to tell what is where, one has to
+    look there. Only practice: questions that count are about the scenes of :func:`make_scene`."""
+    length = TILE if rng.random() < 0.8 else 2 * TILE
+    room = length // 3 - 2
+    cells = sorted(pick_some(rng, range(9), int(rng.integers(5, 10))))
+    things = []
+    for cell, (shape, color) in zip(cells, _looks(rng, len(cells)), strict=True):
+        side = int(rng.integers(room * 3 // 4, room))
+        left, top = (
+            third * length // 3 + 1 + int(rng.integers(room - side + 1)) for third in (cell % 3, cell // 3)
+        )
+        things.append(Thing(shape, color, cell, (left, top, left + side, top + side)))
+    return Scene((length, length), pick(rng, BACKGROUNDS), tuple(things), _grain(rng))
+
+
 def scene_of(rng: np.random.Generator, size: Size, looks: list[tuple[str, str]]) -> Scene:
-    """A scene with things of these (shape, colour), anywhere."""
-    largest = 50 if len(looks) == 1 or size == (2 * TILE, 2 * TILE) else 36
+    """A scene with things of these (shape, colour), anywhere; as large as leaves room for all."""
+    sides = _SIDES_ALONE if len(looks) == 1 else _SCENE_SIZES[size][2]
     places = None
     while places is None:
-        places = _places(rng, size, len(looks), largest)
+        places = _places(rng, size, len(looks), sides)
     things = [
         Thing(shape, color, cell, box) for (shape, color), (cell, box) in zip(looks, places, strict=True)
     ]
@@ -166,7 +183,7 @@ def scene_of(rng: np.random.Generator, size: Size, looks: list[tuple[str, str]])
 def _looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
     """Different pairs of shape and colour; now and then all of one shape or of one colour, to be counted."""
     shapes, colors = list(SHAPES), list(COLORS)
-    kind = rng.random()
+    kind = rng.random() if count <= len(shapes) else 1.0
     if kind < 0.2:
         shape = pick(rng, shapes)
         return [(shape, color) for color in pick_some(rng, colors, count)]
@@ -176,11 +193,13 @@ def _looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
     return pick_some(rng, [(shape, color) for shape in shapes for color in colors], count)
 
 
-def _places(rng: np.random.Generator, size: Size, count: int, largest: int) -> list[tuple[int, Box]] | None:
+def _places(
+    rng: np.random.Generator, size: Size, count: int, sides: tuple[int, int]
+) -> list[tuple[int, Box]] | None:
     """Cells and boxes that keep apart; None where the dice made that impossible."""
     places: list[tuple[int, Box]] = []
     for cell in pick_some(rng, range(9), count):
-        side = int(rng.integers(26, largest + 1))
+        side = int(rng.integers(sides[0], sides[1] + 1))
         left = _start(rng, side, cell % 3, size[0])
         top = _start(rng, side, cell // 3, size[1])
         if left is None or top is None:

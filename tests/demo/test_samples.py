@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from paddlemix_vl2.demo import samples, scenes
+from paddlemix_vl2.demo.phrases import position_name
 from paddlemix_vl2.demo.questions import KINDS
 from paddlemix_vl2.demo.samples import TASKS, make_question, make_sample, prompt_messages, split_of
 from paddlemix_vl2.generation.grounding import parse_boxes
 
-WITH_PICTURES = [*(task for task in TASKS if task != "words"), "simple"]
+WITH_PICTURES = [*(task for task in TASKS if task != "words"), "simple", "grid", "locate"]
 TEXTS = ("<|User|>", "<|Assistant|>")
 
 
@@ -27,7 +28,7 @@ def fingerprint(sample):
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("task", [*TASKS, "simple"])
+@pytest.mark.parametrize("task", [*TASKS, "simple", "grid", "locate"])
 def test_a_sample_depends_on_its_arguments_only(task):
     first = [fingerprint(make_sample(task, "train", index)) for index in range(8)]
     np.random.default_rng(0).random()
@@ -121,6 +122,30 @@ def test_mixed_has_pictures_of_all_sizes_and_both_languages():
     prompts = [message["content"] for sample in made for message in sample["messages"][::2]]
     chinese = np.mean([any("\u4e00" <= letter <= "\u9fff" for letter in prompt) for prompt in prompts])
     assert 0.4 < chinese < 0.6
+
+
+def test_a_grid_is_of_many_things_each_in_its_cell():
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        scene = scenes.make_grid(rng)
+        assert 5 <= len(scene.things) <= 9
+        assert len({(thing.shape, thing.color) for thing in scene.things}) == len(scene.things)
+        for thing in scene.things:
+            corners = np.array(thing.box).reshape(2, 2) * 3 / scene.size[0]
+            assert (corners[0] >= (thing.cell % 3, thing.cell // 3)).all()
+            assert (corners[1] <= (thing.cell % 3 + 1, thing.cell // 3 + 1)).all()
+            assert thing.box[2] - thing.box[0] >= 19
+
+
+def test_locate_asks_where_things_of_a_scene_are():
+    for index in range(40):
+        answers = [message["content"] for message in make_sample("locate", "train", index)["messages"][1::2]]
+        boxes = ["<|det|>" in answer for answer in answers]
+        places = {
+            name for language in ("en", "zh") for name in map(lambda c: position_name(c, language), range(9))
+        }
+        assert all(box or answer in places for box, answer in zip(boxes, answers, strict=True))
+        assert len(answers) >= 2
 
 
 def test_words_tell_what_is_asked():
