@@ -14,6 +14,9 @@ from paddlemix_vl2.configuration import DeepseekV2Config
 from paddlemix_vl2.models.layers import DeepseekV2MLP
 from paddlemix_vl2.models.precision import keeps_float32
 
+# Pairs of token and expert up to which a stack is used: each reads the weights of its expert.
+MOST_GATHERED = 64
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -109,6 +112,9 @@ class DeepseekV2MoE(nn.Layer):
     The (token, choice) pairs are sorted by expert, every expert with tokens runs once on one contiguous
     slice, and the outputs go back to their tokens. The counts are read from the device once per layer.
     Shared experts are one MLP of ``n_shared_experts`` times the width.
+
+    After :func:`stack_experts`, few tokens take the weights of their experts by index instead, and the host
+    does not have to know the counts.
     """
 
     def __init__(self, config: DeepseekV2Config):
@@ -116,6 +122,7 @@ class DeepseekV2MoE(nn.Layer):
         hidden, width = config.hidden_size, config.moe_intermediate_size
         self.gate = MoEGate(config)
         self.experts = nn.LayerList([DeepseekV2MLP(hidden, width) for _ in range(config.n_routed_experts)])
+        self.stacked: list[paddle.Tensor] | None = None
         self.shared_experts = None
         if config.n_shared_experts:
             self.shared_experts = DeepseekV2MLP(hidden, width * config.n_shared_experts)
@@ -123,7 +130,8 @@ class DeepseekV2MoE(nn.Layer):
     def forward(self, hidden: paddle.Tensor) -> tuple[paddle.Tensor, Routing]:
         """[B, T, H] -> [B, T, H] and the routing."""
         routing = self.gate(hidden)
-        output = self._run_experts(hidden.flatten(stop_axis=1), routing).reshape(hidden.shape)
+        run = self._gather_experts if self._takes_stacked(routing) else self._run_experts
+        output = run(hidden.flatten(stop_axis=1), routing).reshape(hidden.shape)
         if self.shared_experts is not None:
             output = output + self.shared_experts(hidden)
         return output, routing
@@ -140,6 +148,39 @@ class DeepseekV2MoE(nn.Layer):
         sorted_outputs = paddle.concat(outputs) if len(outputs) > 1 else outputs[0]
         pairs = paddle.gather(sorted_outputs, order.argsort()).reshape([num_tokens, top_k, -1])
         return _weighted_sum(routing.weights, pairs).astype(tokens.dtype)
+
+    def _takes_stacked(self, routing: Routing) -> bool:
+        """Whether there is a stack, for few pairs, that still is what the experts compute with: they may have
+        been cast since, or have got adapters."""
+        if self.stacked is None or routing.experts.size > MOST_GATHERED:
+            return False
+        first = self.experts[0].gate_proj
+        return type(first) is nn.Linear and first.weight.data_ptr() == self.stacked[0].data_ptr()
+
+    def _gather_experts(self, tokens: paddle.Tensor, routing: Routing) -> paddle.Tensor:
+        """What :meth:`_run_experts` computes, pair by pair with weights of its own."""
+        num_tokens, top_k = routing.experts.shape
+        index = routing.experts.flatten()
+        gate, up, down = (paddle.gather(weights, index) for weights in self.stacked)
+        rows = tokens.unsqueeze(1).expand([-1, top_k, -1]).reshape([num_tokens * top_k, 1, -1])
+        inner = F.silu(paddle.bmm(rows, gate)) * paddle.bmm(rows, up)
+        pairs = paddle.bmm(inner, down).reshape([num_tokens, top_k, -1])
+        return _weighted_sum(routing.weights, pairs).astype(tokens.dtype)
+
+
+@paddle.no_grad()
+def stack_experts(model: nn.Layer) -> None:
+    """Lay the experts' weights of every mixture side by side, without a copy that stays: the experts' own
+    parameters become views of the stack. For inference on a GPU."""
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, DeepseekV2MoE):
+            layer.stacked = []
+            for part in ("gate_proj", "up_proj", "down_proj"):
+                weights = [getattr(expert, part).weight for expert in layer.experts]
+                stack = paddle.stack(weights)
+                for index, weight in enumerate(weights):
+                    stack[index]._share_buffer_to(weight)
+                layer.stacked.append(stack)
 
 
 @keeps_float32

@@ -37,6 +37,7 @@ from paddlemix_vl2.models.language import (
     segment_positions,
 )
 from paddlemix_vl2.models.loss import next_token_loss
+from paddlemix_vl2.models.moe import stack_experts
 from paddlemix_vl2.models.projector import MlpProjector
 from paddlemix_vl2.models.vision import VisionTransformer
 
@@ -286,6 +287,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         checkpoints.load_checkpoint(model, config, folder, config.dtype, progress, take)
         if weights:
             accelerate(model, weights)
+        elif engine == "auto" and device.is_gpu():
+            stack_experts(model)
         model.eval()
         return model
 

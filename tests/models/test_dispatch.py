@@ -15,7 +15,7 @@ import paddle
 import pytest
 from paddle.profiler import Profiler, ProfilerTarget, TracerEventType
 
-from paddlemix_vl2.models.moe import DeepseekV2MoE
+from paddlemix_vl2.models.moe import DeepseekV2MoE, stack_experts
 
 READS = ("numpy", "item", "tolist", "cpu")
 READS += ("__array__", "__bool__", "__complex__", "__float__", "__index__", "__int__")
@@ -26,6 +26,7 @@ WAITING = {"bincount", "masked_select", "nonzero", "unique", "unique_consecutive
 STEP = {"mha_greedy": (58, 99, 31), "mla_greedy": (71, 112, 31)}
 # operators of a mixture with its shared experts, and those of each expert that has tokens
 MIXTURE, EXPERT = 31, 5
+STACKED_MIXTURE = 32  # with shared experts, however many have tokens
 SLACK = 3
 PROMPT = [list(range(3, 23))]
 
@@ -168,6 +169,16 @@ def test_an_answer_reads_its_tokens_and_the_counts_of_the_experts(case, golden_m
 
     per_step = (reads_of(6) - reads_of(2)) / 4
     assert per_step <= 3, f"{per_step} host reads per step, two mixture layers and a token want 3: {reads}"
+
+
+def test_a_mixture_with_stacked_experts(language_config, reads):
+    """As on a GPU: nothing is read on the host, and the number of operators is that of one expert."""
+    mixture = DeepseekV2MoE(language_config(n_routed_experts=64))
+    stack_experts(mixture)
+    reads.clear()
+    run = dispatched(mixture, paddle.randn([1, 1, 48]))
+    check("a token", run.all, STACKED_MIXTURE)
+    assert not reads and not run.waiting
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 40])

@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix_vl2.models.moe import DeepseekV2MoE, MoEGate
+from paddlemix_vl2.models.moe import MOST_GATHERED, DeepseekV2MoE, MoEGate, stack_experts
 
 
 def sigmoid(x):
@@ -165,3 +165,41 @@ def test_the_correction_bias_stays_float32_through_casts(language_config):
     assert moe.gate.weight.dtype == paddle.bfloat16
     assert moe.gate.e_score_correction_bias.dtype == paddle.float32
     assert np.array_equal(moe.gate.e_score_correction_bias.numpy(), bias)
+
+
+@paddle.no_grad()
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_a_stack_changes_nothing(tokens, language_config, monkeypatch):
+    """Few tokens take it, many do not; the experts keep their parameters."""
+    config = language_config(n_routed_experts=8, num_experts_per_tok=3)
+    moe, hidden = DeepseekV2MoE(config), paddle.randn([1, tokens, config.hidden_size])
+    before, parameters = moe(hidden)[0], [parameter.numpy() for parameter in moe.parameters()]
+    stack_experts(moe)
+    assert all((new.numpy() == old).all() for new, old in zip(moe.parameters(), parameters, strict=True))
+    gathered = []
+    original = moe._gather_experts
+    monkeypatch.setattr(moe, "_gather_experts", lambda *a: gathered.append(1) or original(*a))
+    assert float((moe(hidden)[0] - before).abs().max()) < 1e-5
+    assert bool(gathered) == (tokens * 3 <= MOST_GATHERED)
+
+
+@paddle.no_grad()
+def test_a_stack_takes_no_memory_of_its_own(language_config):
+    moe = DeepseekV2MoE(language_config(n_routed_experts=4))
+    stack_experts(moe)
+    moe.experts[2].up_proj.weight.set_value(paddle.full_like(moe.experts[2].up_proj.weight, 0.5))
+    assert bool((moe.stacked[1][2] == 0.5).all()) and not bool((moe.stacked[1][1] == 0.5).any())
+
+
+@paddle.no_grad()
+def test_a_stack_is_left_where_the_experts_are_not_what_it_was_made_of(language_config):
+    """Cast, or with other layers in their place: the answer follows the experts."""
+    config = language_config(n_routed_experts=4)
+    moe, hidden = DeepseekV2MoE(config), paddle.randn([1, 2, config.hidden_size])
+    stack_experts(moe)
+    for expert in moe.experts:
+        weight = expert.gate_proj.weight
+        paddle.zeros_like(weight)._share_buffer_to(weight)
+    assert float(moe._run_experts(hidden[0], moe.gate(hidden)).abs().max()) == 0
+    moe.shared_experts = None
+    assert float(moe(hidden)[0].abs().max()) == 0
