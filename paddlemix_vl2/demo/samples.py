@@ -45,7 +45,7 @@ _MIXED = {"scene": 0.45, "text": 0.30, "chart": 0.10, "compare": 0.15}
 _EXTRA_SUBJECTS = {"other_language": "scene"}
 # task about scenes -> what makes them, kinds of questions and how often each is asked
 _SCENE_TASKS = {
-    "grid": (scenes.make_grid, {"describe": 1.5, "colour": 2, "shape": 2, "position": 3, "ground": 0.7}),
+    "grid": (scenes.make_grid, {"describe": 4, "colour": 2, "shape": 2, "position": 2, "ground": 0.4}),
     "locate": (scenes.make_scene, {"position": 3, "ground": 1}),
     "other_language": (scenes.make_scene, {"other_language": 1}),
 }

@@ -154,7 +154,7 @@ def make_scene(rng: np.random.Generator) -> Scene:
 def make_grid(rng: np.random.Generator) -> Scene:
     """A scene of five to nine things, each within its cell of the grid: to tell what is where, one has to
     look there. Only practice: questions that count are about the scenes of :func:`make_scene`."""
-    length = TILE if rng.random() < 0.8 else 2 * TILE
+    length = TILE if rng.random() < 0.9 else 2 * TILE
     room = length // 3 - 2
     cells = sorted(pick_some(rng, range(9), int(rng.integers(5, 10))))
     things = []

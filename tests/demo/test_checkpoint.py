@@ -11,8 +11,8 @@ from paddlemix_vl2.demo.scoring import GROUPS, ScoreTable
 
 FOLDER = Path(__file__).parents[2] / "paddlemix_vl2" / "demo" / "checkpoint"
 SAMPLES = 12  # of each kind in each language
-# Its card says 0.73, 0.90 and 0.55; of so few questions, 0.1 is one standard deviation of the last.
-LEAST = {"closed questions": 0.5, "reading": 0.7, "grounding": 0.25}
+# Its card says 0.80, 0.89 and 0.75; of so few questions, 0.09 is one standard deviation of the last.
+LEAST = {"closed questions": 0.6, "reading": 0.7, "grounding": 0.4}
 
 
 def test_it_is_small_and_has_a_card():
