@@ -273,11 +273,11 @@ def answer_logits(model, batch: dict, steps: int, answer: Iterable[int] | None =
 
 def speed(folder: Path, arguments: argparse.Namespace) -> Lines:
     """As ``tools/benchmark.py`` measures it."""
-    flags = {"dtype": device.resolve_dtype("auto"), "engine": "eager", "device": arguments.device}
+    flags = {"dtype": device.resolve_dtype("auto"), "engine": "auto", "device": arguments.device}
     flags.update(
         (name, getattr(arguments, name)) for name in ("tiles", "prompt_tokens", "new_tokens", "repeats")
     )
-    flags = [text for name, value in flags.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    flags = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     report = benchmark.run(benchmark.parse([str(folder), *flags]))
     steps, tiles, tokens = report["steps"], report["tiles"], report["prompt_tokens"]
     yield from header("step", "milliseconds", "fastest", "floor", "times the floor", "per second")
@@ -293,7 +293,7 @@ def speed(folder: Path, arguments: argparse.Namespace) -> Lines:
     flops = [f"{steps[name]['flops_per_second'] / 1e9:.0f}" for name in ("vision", "prefill")]
     yield ""
     yield f"In {report['dtype']}, loaded in {report['load_seconds']:.1f} s. Beside it: matrix product"
-    yield f"{' and '.join(flops)} GFLOPS, read {report['bytes_per_second'] / 1e9:.1f} GB/s."
+    yield f"{' and '.join(flops)} GFLOPS, read {steps['decode']['bytes_per_second'] / 1e9:.1f} GB/s."
 
 
 def memory(folder: Path, arguments: argparse.Namespace) -> Lines:
