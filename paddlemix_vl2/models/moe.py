@@ -151,11 +151,16 @@ class DeepseekV2MoE(nn.Layer):
 
     def _takes_stacked(self, routing: Routing) -> bool:
         """Whether there is a stack, for few pairs, that still is what the experts compute with: they may have
-        been cast since, or have got adapters."""
-        if self.stacked is None or routing.experts.size > MOST_GATHERED:
+        been cast since, or have got adapters. Gradients go to the experts' own parameters."""
+        if self.stacked is None or routing.experts.size > MOST_GATHERED or paddle.is_grad_enabled():
             return False
-        first = self.experts[0].gate_proj
-        return type(first) is nn.Linear and first.weight.data_ptr() == self.stacked[0].data_ptr()
+        first = self.experts[0]
+        return all(
+            type(part) is nn.Linear and part.weight.data_ptr() == stack.data_ptr()
+            for part, stack in zip(
+                (first.gate_proj, first.up_proj, first.down_proj), self.stacked, strict=True
+            )
+        )
 
     def _gather_experts(self, tokens: paddle.Tensor, routing: Routing) -> paddle.Tensor:
         """What :meth:`_run_experts` computes, pair by pair with weights of its own."""

@@ -191,6 +191,34 @@ def test_a_stack_takes_no_memory_of_its_own(language_config):
     assert bool((moe.stacked[1][2] == 0.5).all()) and not bool((moe.stacked[1][1] == 0.5).any())
 
 
+def test_gradients_reach_the_experts_in_spite_of_a_stack(language_config):
+    config = language_config(n_routed_experts=4)
+    moe = DeepseekV2MoE(config)
+    stack_experts(moe)
+    moe(paddle.randn([1, 2, config.hidden_size]))[0].sum().backward()
+    assert any(expert.down_proj.weight.grad is not None for expert in moe.experts)
+
+
+@paddle.no_grad()
+@pytest.mark.parametrize("part", ["gate_proj", "up_proj", "down_proj"])
+def test_a_stack_is_left_where_a_layer_was_wrapped(part, language_config):
+    class Twice(paddle.nn.Layer):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    config = language_config(n_routed_experts=4)
+    moe, hidden = DeepseekV2MoE(config), paddle.randn([1, 2, config.hidden_size])
+    stack_experts(moe)
+    before = moe(hidden)[0]
+    for expert in moe.experts:
+        setattr(expert, part, Twice(getattr(expert, part)))
+    assert float((moe(hidden)[0] - before).abs().max()) > 1e-3
+
+
 @paddle.no_grad()
 def test_a_stack_is_left_where_the_experts_are_not_what_it_was_made_of(language_config):
     """Cast, or with other layers in their place: the answer follows the experts."""

@@ -175,11 +175,16 @@ def attention(
     shape = (num_queries, num_keys, heads, width, value_width)
     settings = (scale, order, block, _heads_at_once(heads, block * num_keys))
     for sequence in range(batch):
-        addresses = [tensor[sequence].data_ptr() for tensor in tensors]
+        *addresses, target = (_row_address(tensor, sequence) for tensor in (*tensors, output))
         strides = [tensor.shape[2] * tensor.shape[3] for tensor in tensors]
         places = [number for place in zip(addresses, strides, strict=True) for number in place]
-        load().vl2_attention(*places, *shape, *settings, output[sequence].data_ptr())
+        load().vl2_attention(*places, *shape, *settings, target)
     return output
+
+
+def _row_address(tensor: paddle.Tensor, row: int) -> int:
+    """Of a row of a dense float32 tensor; indexing would make a copy where Paddle has no views."""
+    return tensor.data_ptr() + _FLOAT_BYTES * row * (tensor.size // tensor.shape[0])
 
 
 def _heads_at_once(heads: int, scores: int) -> int:
@@ -290,9 +295,9 @@ def latent_step(
 
 
 def _rotary_arguments(rotary: tuple[paddle.Tensor, paddle.Tensor]) -> tuple[int, int, int]:
-    """Addresses of cosines and sines, and the numbers from a sequence to the next."""
+    """Addresses of cosines and sines, and the numbers from a sequence to the next; 0 where all share one."""
     cos, sin = rotary
-    return cos.data_ptr(), sin.data_ptr(), cos.shape[2] * cos.shape[3]
+    return cos.data_ptr(), sin.data_ptr(), cos.shape[2] * cos.shape[3] if cos.shape[0] > 1 else 0
 
 
 def _cached(tensor: paddle.Tensor) -> int:

@@ -76,6 +76,16 @@ def test_answers_in_a_padded_batch(case, native, golden):
         assert np.abs(together[:, index] - alone).max() < 0.1 * alone.std()
 
 
+@pytest.mark.parametrize("case", ["mha_greedy", "mla_greedy"])
+def test_padding_position_by_position(case, native, golden):
+    """Chunks of one position: those that are padding see nothing, and leave no NaN in the cache."""
+    model = load(golden, case, dtype="bfloat16")
+    mask = paddle.to_tensor([[0, 0, 0, 0, 1, 1, 1], [1] * 7])
+    batch = {"input_ids": paddle.arange(5, 19).reshape([2, 7]) * mask, "attention_mask": mask}
+    logits = [model.prefill(batch, 7, chunk_size=chunk)[0].numpy() for chunk in (None, 1)]
+    assert np.abs(logits[0] - logits[1]).max() < 0.1 * logits[0].std()
+
+
 def test_large_weights_exist_once(native, golden):
     model = load(golden, "mla_greedy", dtype="bfloat16")
     assert not [name for name, p in model.named_parameters() if p.ndim == 2 and "proj" in name]

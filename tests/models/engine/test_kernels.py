@@ -210,6 +210,24 @@ def test_a_step_of_latent_attention(masked, native):
     assert np.abs(cache.latents.astype("float32").numpy()[:, : POSITION + 1] - rows).max() < 0.04
 
 
+def test_sequences_that_share_one_position(native):
+    """Cosines of one row for all sequences, as position ids [1, 1] give."""
+    q, k, v = (paddle.to_tensor(random(BATCH, 1, 2, 8, seed=i)) for i in range(3))
+    found = []
+    for angles in (random(1, 4, seed=3), np.repeat(random(1, 4, seed=3), BATCH, 0)):
+        cache = KeyValueCache(CAPACITY, "bfloat16")
+        cache.write(0, *(paddle.to_tensor(random(BATCH, 2, 3, 8, seed=4 + i)) for i in range(2)))
+        found.append(kernels.multi_head_step(q, k, v, rotary_of(angles, 2), cache, 3, None, 0.3).numpy())
+    assert (found[0] == found[1]).all()
+
+
+def test_broken_scores_are_not_hidden(native):
+    q, k, v = (paddle.ones([1, 4, 1, 16]) for _ in range(3))
+    k[0, 2] = float("nan")
+    found = kernels.attention(q, k, v, 1.0, start=0).numpy()
+    assert np.isfinite(found[0, :2]).all() and np.isnan(found[0, 2:]).all()
+
+
 def test_a_step_needs_a_cache_in_bfloat16(native):
     cache = KeyValueCache(4)
     cache.write(0, paddle.zeros([1, 1, 2, 8]), paddle.zeros([1, 1, 2, 8]))

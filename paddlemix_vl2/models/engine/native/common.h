@@ -67,9 +67,9 @@ inline void rows_to_bf16(const float* source, Bf16* target, int64_t rows, int64_
   for (int64_t row = 0; row < rows; ++row) to_bf16(source + row * width, target + row * width, width);
 }
 
-// e^x to about 2e-7 of it: 2^n times a polynomial (Taylor's, of the rest in +-ln(2)/2). Below -87 as there.
+// e^x to about 2e-7 of it: 2^n times a polynomial (Taylor's, of the rest in +-ln(2)/2). Below -87 as there; NaN remains.
 inline __m512 exp(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-87.f));
+  x = _mm512_max_ps(_mm512_set1_ps(-87.f), x);
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 0);
   __m512 rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);  // ln(2) in two parts
   rest = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), rest);

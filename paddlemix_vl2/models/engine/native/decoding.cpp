@@ -70,18 +70,23 @@ void multiply(const float* source, const Bf16* weights, int64_t rows, int64_t co
   }
 }
 
-// Weights of the positions that the sequence has, 0 for its padding (mask: null where there is none).
+// Weights of the positions that the sequence has, 0 for its padding (mask: null where there is none); all 0 where
+// it has none yet.
 void softmax(float* scores, const bool* mask, int64_t count, float scale) {
   float largest = -INFINITY, total = 0.f;
   for (int64_t i = 0; i < count; ++i) {
     scores[i] = mask && !mask[i] ? -INFINITY : scores[i] * scale;
     largest = std::max(largest, scores[i]);
   }
+  if (largest == -INFINITY) {
+    std::fill_n(scores, count, 0.f);
+    return;
+  }
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 lanes = first_lanes(count - i);
     __m512 apart = _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, scores + i), _mm512_set1_ps(largest));
     // A score of -inf is padding, which the smallest exponent would not make 0.
-    const __mmask16 seen = lanes & _mm512_cmp_ps_mask(apart, _mm512_set1_ps(-INFINITY), _CMP_NEQ_OQ);
+    const __mmask16 seen = lanes & _mm512_cmp_ps_mask(apart, _mm512_set1_ps(-INFINITY), _CMP_NEQ_UQ);
     __m512 weights = _mm512_maskz_mov_ps(seen, exp(apart));
     _mm512_mask_storeu_ps(scores + i, lanes, weights);
     total += _mm512_reduce_add_ps(weights);
