@@ -1,6 +1,8 @@
 """Fixtures that several test folders share: recorded outputs and the published tokenizers."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,22 @@ def golden() -> Path:
 def tokenizer_folders() -> dict[str, Path]:
     """Folders of the 128k (VL2-Tiny, VL2) and the 100k (VL2-Small) tokenizer."""
     return {name: find_tokenizer_folder(name) for name in TOKENIZER_VERSIONS}
+
+
+@pytest.fixture(scope="session")
+def load_tool():
+    """``load_tool("benchmark")`` is that script of ``tools``, outside the package, as a module."""
+    tools = TESTS.parent / "tools"
+    sys.path.insert(0, str(tools))  # what stands beside a script is found when it runs as one
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(name, tools / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    sys.path.remove(str(tools))
 
 
 @pytest.fixture
