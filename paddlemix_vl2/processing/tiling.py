@@ -60,6 +60,18 @@ def check_resolutions(candidate_resolutions: Sequence[Sequence[int]]) -> list[Si
     return pairs
 
 
+def all_resolutions(tile_size: int, max_tiles: int) -> list[Size]:
+    """Every grid of at most ``max_tiles`` tiles as width and height, one tile first. The published candidates
+    are those of at most 9.
+
+    >>> all_resolutions(384, 2)
+    [(384, 384), (384, 768), (768, 384)]
+    """
+    sides = range(1, max_tiles + 1)
+    grids = [(columns, rows) for columns in sides for rows in sides if columns * rows <= max_tiles]
+    return [(columns * tile_size, rows * tile_size) for columns, rows in grids]
+
+
 def fitted_size(picture_size: Size, box: Size) -> Size:
     """The largest size with the picture's proportions that fits into ``box``; no side is less than one pixel.
 
