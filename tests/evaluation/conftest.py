@@ -12,7 +12,11 @@ from paddlemix_vl2 import DeepseekVLV2Processor
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "paddlemix_vl2" / "demo" / "checkpoint"
-PICTURES = ROOT / "examples" / "images" / "drawn"
+
+
+@pytest.fixture(scope="session")
+def checkpoint():
+    return CHECKPOINT
 
 
 @pytest.fixture(scope="session")
