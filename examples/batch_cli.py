@@ -86,6 +86,7 @@ def answer(source, journal, processor, arguments: argparse.Namespace, folder: Pa
     """
     from tqdm import tqdm
 
+    from paddlemix_vl2.configuration import DeepseekVLV2Config
     from paddlemix_vl2.evaluation.runs import answer_missing
     from paddlemix_vl2.generation.batched import BatchLimits
 
@@ -93,7 +94,7 @@ def answer(source, journal, processor, arguments: argparse.Namespace, folder: Pa
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
             model = inference_cli.load_model(arguments, folder)
-        longest = model.config.language_config.max_sequence_length
+        longest = DeepseekVLV2Config.from_json(folder).language_config.max_sequence_length
         limits = BatchLimits(arguments.max_new_tokens, arguments.batch_size, arguments.batch_tokens, longest)
         done = journal.total - len(journal.missing)
         with tqdm(total=journal.total, initial=done, unit="question", file=sys.stderr) as bar:

@@ -58,7 +58,7 @@ class Journal:
         return [number for number in range(self.total) if number not in self.results]
 
     def write(self, number: int, result: dict) -> None:
-        """Keep a result; it is on the disk when this returns, as far as the system tells."""
+        """Keep a result; it outlives this process once this has returned."""
         if self._file is None:
             self._file = self._partial.open("ab")
         self._file.write(_line([number, result]))

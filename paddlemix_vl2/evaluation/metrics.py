@@ -142,8 +142,8 @@ def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
     2. It begins with a letter that stands alone or before ``.``, ``)``, ``:`` or ``,``, perhaps in brackets
        or bold: "B", "(B)", "b.", "**B**: a cat".
     3. It says "answer is B", "answer: B", "option B" or "choice B"; the last of these counts.
-    4. One letter and no other stands alone somewhere in it, in upper case. "A" with words behind it is an
-       article.
+    4. One letter and no other stands alone somewhere in it, in upper case. "A" or "I" with a word behind it
+       is no letter, unless the word is "or", "and" or "is".
     5. The text of one option and no other stands in it.
 
     >>> chosen_letter("The answer is C, not A.", {"A": "one", "B": "two", "C": "three"})
@@ -161,7 +161,7 @@ def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
     said = re.findall(rf"(?i:\b(?:answer|option|choice)(?:\s+is)?\s*:?)\s*[(\[*]*([{letters}])\b(?!')", text)
     if said:
         return said[-1]
-    alone = set(re.findall(rf"(?<![\w'])(?!A\s+\w)([{letters}])(?![\w'])", text))
+    alone = set(re.findall(rf"(?<![\w'])(?![AI]\s+(?!(?:or|and|is)\b)\w)([{letters}])(?![\w'])", text))
     if len(alone) == 1:
         return alone.pop()
     named = [letter for letter, option in texts.items() if _stands_in(option, _plain(text))]

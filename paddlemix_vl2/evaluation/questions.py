@@ -170,7 +170,9 @@ class QuestionFile:
                 except ValueError:
                     continue  # reported when it is its turn
         if index not in self._rows:
-            raise ValueError(f"'image' is {index!r}: neither base64 nor the index of a row")
+            raise ValueError(
+                f"'image' is {index!r}: neither base64 nor the index of a row; a path is an image_path"
+            )
         return self._rows[index]
 
 
@@ -209,9 +211,11 @@ def _answers(entry: dict, metric: str, options: dict[str, str]) -> list[str]:
 
 
 def _options(entry: dict) -> dict[str, str]:
-    """Letter -> text, from the fields A, B, C ... or from a list ``options``."""
+    """Letter -> text, from the fields A, B, C ... or from ``options``, a list or an object."""
     given = entry.get("options")
     given = _listed(given) if isinstance(given, str) else given
+    if isinstance(given, dict):
+        return {str(letter): str(text) for letter, text in given.items()}
     if isinstance(given, list):
         return dict(zip(string.ascii_uppercase, map(str, given), strict=False))
     named = {letter: str(entry[letter]) for letter in string.ascii_uppercase if entry.get(letter) is not None}
@@ -239,9 +243,16 @@ def _box(entry: dict, pictures: list[Picture], written: str) -> tuple[tuple[floa
 
 
 def _size(entry: dict) -> tuple[int, int] | None:
-    if entry.get("width") is None or entry.get("height") is None:
+    given = entry.get("width"), entry.get("height")
+    if None in given:
         return None
-    return int(float(entry["width"])), int(float(entry["height"]))
+    try:
+        width, height = (int(float(side)) for side in given)  # pandas writes 640.0
+    except (TypeError, ValueError, OverflowError):
+        width = height = 0
+    if min(width, height) < 1:
+        raise ValueError(f"'width' and 'height' are pixels, not {given[0]!r} and {given[1]!r}")
+    return width, height
 
 
 def _picture_size(picture: Picture) -> tuple[int, int]:

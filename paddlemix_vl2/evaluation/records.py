@@ -97,9 +97,9 @@ class _PositionedRecords(Records):
         with path.open("rb") as file:
             self._positions = list(self._scan(file))
 
+    @abstractmethod
     def _scan(self, file: BinaryIO) -> Iterator[tuple[int, int]]:
         """First byte and line (from 1) of every record."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self._positions)

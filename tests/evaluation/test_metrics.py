@@ -229,6 +229,10 @@ OPTIONS = {"A": "a cat", "B": "a dog", "C": "two dogs", "D": "a fish"}
         ("a fish.", "D"),
         ("A dog can be seen", "B"),  # the text of one option; "A" is an article
         ("either B or C", None),
+        ("either A or B", None),
+        ("It must be A", "A"),
+        ("I guess A is right", "A"),
+        ("A dog is seen, so B", "B"),
         ("", None),
         ("none of them", None),
         ("E", None),
@@ -249,6 +253,12 @@ def test_options_that_are_letters_or_numbers_are_taken_by_their_text():
     assert metrics.chosen_letter("B", options) == "D"
     assert metrics.chosen_letter("there are 3", options) == "A"
     assert metrics.chosen_letter("there are 34", options) is None
+
+
+def test_a_ninth_option_is_not_the_speaker():
+    options = {letter: "" for letter in "ABCDEFGHI"}
+    assert metrics.chosen_letter("I think it is B", options) == "B"
+    assert metrics.chosen_letter("the answer is I", options) == "I"
 
 
 def test_special_characters_in_options_are_characters():

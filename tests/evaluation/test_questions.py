@@ -150,7 +150,13 @@ def test_ones_own_jsonl(write_jsonl):
     file = write_jsonl(
         {"question": "1 + 1?", "answer": 2},
         {"id": "q", "images": ["a.png", "b.png"], "question": "Which?", "answers": ["a"], "metric": "anls"},
-        {"image": "a.png", "question": "Which?", "options": ["x", "y"], "answer": "B", "metric": "choice"},
+        {
+            "image": "a.png",
+            "question": "Which?",
+            "options": {"A": "x", "B": "y"},
+            "answer": "B",
+            "metric": "choice",
+        },
         {"image": f"data:image/png;base64,{encoded()}", "question": "?", "answer": "x"},
     )
     first, second, third, fourth = questions_of(file, "own", "/d")
@@ -209,6 +215,12 @@ BOX = {"image": "a.png", "sent": "x", "width": 100, "height": 50}
         ("refcoco_val", {**BOX, "bbox": [50, 10, 40, 20]}, "(xyxy) is not inside a picture of 100 x 50"),
         ("refcoco_val", {**BOX, "bbox": [0, 0, 100, 60]}, "is not inside a picture of 100 x 50"),
         ("refcoco_val", {**BOX, "bbox": [0, 0, 1, 1], "bbox_format": "cxcywh"}, "use one of xyxy, xywh"),
+        (
+            "refcoco_val",
+            {**BOX, "bbox": [0, 0, 1, 1], "width": [5]},
+            "'width' and 'height' are pixels, not [5]",
+        ),
+        ("refcoco_val", {**BOX, "bbox": [0, 0, 1, 1], "height": "0"}, "'width' and 'height' are pixels"),
         ("refcoco_val", {"sent": "x", "bbox": [0, 0, 1, 1]}, "has 0 pictures; a box is in one"),
         ("refcoco_val", {**BOX, "width": None, "bbox": [0, 0, 1, 1]}, "a.png: no such file"),
     ],
