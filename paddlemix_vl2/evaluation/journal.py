@@ -42,10 +42,11 @@ class Journal:
             raise ValueError(f"{self.output}: is a folder; name a file in it")
         self.output.parent.mkdir(parents=True, exist_ok=True)
         run = json.loads(json.dumps({**run, "total": total}))
+        files = (self.output, self._partial, self._run_file)
         if restart:
-            for file in (self.output, self._partial, self._run_file):
+            for file in files:
                 file.unlink(missing_ok=True)
-        if self._run_file.exists() or self.output.exists():
+        if any(file.exists() for file in files):
             self._check_run(run)
             self._read()
         else:

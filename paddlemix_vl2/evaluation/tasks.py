@@ -47,7 +47,7 @@ class Task:
 
     @property
     def unit(self) -> str:
-        """ "hits" where scores are added up, "%" where their mean is taken."""
+        """What its score is counted in: "hits", added up, or "%", the mean."""
         return "hits" if self.metric == "ocrbench" else "%"
 
 

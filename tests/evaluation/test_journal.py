@@ -100,6 +100,9 @@ def test_a_file_of_someone_else_is_not_overwritten(output):
     with pytest.raises(ValueError, match="is there already, from no run known here"):
         Journal(output, RUN, 1)
     assert output.read_text() == "mine\n"
+    output.rename(output.with_name("out.jsonl.partial"))
+    with pytest.raises(ValueError, match="is there already, from no run known here"):
+        Journal(output, RUN, 1)
     with pytest.raises(ValueError, match="is a folder; name a file in it"):
         Journal(output.parent, RUN, 1)
 
