@@ -42,7 +42,8 @@ def exit_code(parser: argparse.ArgumentParser, argv: list[str] | None, run: Call
         arguments = parser.parse_args(argv)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
-            import paddlemix_vl2.evaluation.runs  # noqa: F401
+            import paddlemix_vl2.evaluation.runs
+            import paddlemix_vl2.models.engine  # noqa: F401
         failed = run(arguments)
     except (ValueError, OSError) as error:
         inference_cli.say("error: " + " ".join(str(error).split()))
