@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "demo": {"configuration", "image_layout", "processing", "generation"},
     "data": {"configuration", "image_layout", "keys", "processing", "generation", "demo"},
     "models": SHARED | {"checkpoints", "generation"},
+    "evaluation": {"data", "generation", "keys", "processing"},
     "training": SHARED | {"checkpoints", "data", "models", "processing"},
     "__init__": {"device"},
 }
