@@ -22,6 +22,7 @@ from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.generation import decoding
 from paddlemix_vl2.models.balance import (
     AddAuxiliaryLoss,
+    batch_loads,
     expert_balance_loss,
     number_segments,
     sequence_balance_loss,
@@ -168,8 +169,13 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         if not (self.training and routings and config.aux_loss_alpha > 0):
             return None
         segments = number_segments(paddle.ones(shape, "int64") if segment_ids is None else segment_ids)
-        balance_loss = sequence_balance_loss if config.seq_aux else expert_balance_loss
-        losses = [balance_loss(routing.scores, routing.experts, segments) for routing in routings]
+        if config.seq_aux:
+            losses = [sequence_balance_loss(r.scores, r.experts, segments) for r in routings]
+        else:
+            loads = [batch_loads(r.experts, segments, config.n_routed_experts) for r in routings]
+            losses = [
+                expert_balance_loss(r.scores, segments, load) for r, load in zip(routings, loads, strict=True)
+            ]
         return config.aux_loss_alpha * paddle.add_n(losses)
 
     def prepare_inputs_embeds(

@@ -59,9 +59,12 @@ _AT_LEAST_ZERO = (
     "warmup_steps",
     "max_grad_norm",
     "dataloader_num_workers",
+    "expert_balance_alpha",
     "device_balance_alpha",
     "communication_balance_alpha",
     "bias_update_speed",
+    "capacity_factor",
+    "protected_share",
 )
 
 
@@ -114,8 +117,12 @@ class VL2TrainingArguments(TrainingArguments):
         too_long: ``refuse`` or ``shorten`` samples over ``max_seq_length``.
         supervise: ``answers`` or ``text``: whether questions are learned too.
         aux_loss_alpha: weight of the balance loss; the checkpoint's where None.
-        device_balance_alpha, communication_balance_alpha: weights of DeepSeek-V2's balance losses over
-            ``balance_devices`` groups of experts.
+        balance_tiles: whether the processes share a step's rows so that all have about as many tiles.
+        expert_balance_alpha, device_balance_alpha, communication_balance_alpha: weights of DeepSeek-V2's
+            balance losses over experts and over ``balance_devices`` groups of them.
+        capacity_factor: pairs of token and expert that such a group computes of a micro-batch at most, over
+            their mean; those of the lowest scores are dropped (1 in DeepSeek-V2). 0: nothing is dropped.
+        protected_share: of the samples, of which nothing is dropped.
         bias_update_speed: u of loss-free balancing, for ``noaux_tc`` (0.001 in stage 2 of the 27B model).
     """
 
@@ -147,10 +154,14 @@ class VL2TrainingArguments(TrainingArguments):
     packing: bool = False
     too_long: str = "refuse"
     supervise: str = "answers"
+    balance_tiles: bool = False
     aux_loss_alpha: float | None = None
+    expert_balance_alpha: float = 0.0
     device_balance_alpha: float = 0.0
     communication_balance_alpha: float = 0.0
     balance_devices: int = 1
+    capacity_factor: float = 0.0
+    protected_share: float = 0.1
     bias_update_speed: float = 0.0
 
     def __post_init__(self):
@@ -216,6 +227,8 @@ class VL2TrainingArguments(TrainingArguments):
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.protected_share > 1:
+            raise ValueError(f"protected_share is {self.protected_share}; it must be from 0 to 1")
         if self.adam_epsilon <= 0:
             raise ValueError(f"adam_epsilon is {self.adam_epsilon}; it must be above 0")
 
