@@ -5,6 +5,9 @@ sequence-wise form of the published ``MoEGate``. All count tokens per expert wit
 mean scores, which have one; scores are divided by their sum over the experts first, which changes nothing
 for a softmax and keeps a loss on sigmoids from pushing every score down (DeepSeek-V3, arXiv 2412.19437,
 eq. 18). M tokens, K choices each, E experts, D devices of E / D neighbouring experts.
+
+The losses over a batch are made of its loads, which several processes may add up first. Each then gets the
+loss of the whole batch as far as its own scores count: the mean over the processes is that loss.
 """
 
 import paddle
@@ -57,20 +60,20 @@ def sequence_balance_loss(
 
 @paddle.no_grad()
 def batch_loads(experts: paddle.Tensor, segments: paddle.Tensor, num_experts: int, num_devices: int = 1):
-    """What the losses over a whole batch count in one layer, padding aside; those of several processes are
-    added before a loss is made of them.
+    """What the losses over a whole batch count in one layer, padding aside.
 
     Args:
         experts, segments: as above.
 
     Returns:
-        float32 [E + D + 1]: choices of each expert, tokens sent to each device, tokens.
+        float32 [E + D + 2]: choices of each expert, tokens sent to each device, tokens, and 1, which becomes
+        the number of the processes that add theirs.
     """
     used = (segments >= 0).astype("float32").unsqueeze(0)  # [1, M]
     choices = paddle.matmul(used, F.one_hot(experts, num_experts).sum(axis=1)).flatten()
     devices = F.one_hot(experts // (num_experts // num_devices), num_devices)
     sent = paddle.matmul(used, devices.max(axis=1)).flatten()
-    return paddle.concat([choices, sent, used.sum().reshape([1])])
+    return paddle.concat([choices, sent, used.sum().reshape([1]), paddle.ones([1])])
 
 
 def expert_balance_loss(scores, segments, loads) -> paddle.Tensor:
@@ -79,10 +82,10 @@ def expert_balance_loss(scores, segments, loads) -> paddle.Tensor:
     Args:
         scores: float32 [M, E] of this process, with gradient.
         segments: int64 [M], -1 on padding.
-        loads: of the batch, from :func:`batch_loads`.
+        loads: from :func:`batch_loads`, of this process or added up.
 
     Returns:
-        this process's share, float32 scalar: the shares of all processes add up to the loss.
+        float32 scalar.
     """
     return device_balance_loss(scores, segments, loads, num_devices=scores.shape[-1])
 
@@ -94,7 +97,7 @@ def device_balance_loss(scores, segments, loads, num_devices: int) -> paddle.Ten
     num_experts = scores.shape[-1]
     choices = loads[:num_experts]
     fractions = (choices * num_experts / choices.sum()).reshape([num_devices, -1]).mean(axis=-1)
-    return (fractions * _device_scores(scores, segments, loads[-1], num_devices)).sum()
+    return (fractions * _device_scores(scores, segments, loads, num_devices)).sum()
 
 
 @keeps_float32
@@ -103,15 +106,17 @@ def communication_balance_loss(
 ) -> paddle.Tensor:
     """sum_d f''_d P''_d with f''_d = D / (M T) times the tokens sent to device d, M here the bound on devices
     per token (arXiv 2405.04434, eq. 29 to 31); arguments and result as above."""
-    sent, tokens = loads[-1 - num_devices : -1], loads[-1]
+    sent, tokens = loads[-2 - num_devices : -2], loads[-2]
     shares = sent * num_devices / (devices_per_token * tokens)
-    return (shares * _device_scores(scores, segments, tokens, num_devices)).sum()
+    return (shares * _device_scores(scores, segments, loads, num_devices)).sum()
 
 
-def _device_scores(scores, segments, tokens, num_devices: int) -> paddle.Tensor:
-    """P', float32 [D]: this process's part of the mean score over ``tokens`` tokens, added up per device."""
+def _device_scores(scores, segments, loads, num_devices: int) -> paddle.Tensor:
+    """P', float32 [D]: this process's part of the mean score over the batch, times the number of processes,
+    added up per device."""
+    tokens, processes = loads[-2], loads[-1]
     used = (segments >= 0).astype("float32").unsqueeze(0)
-    mean_scores = paddle.matmul(used, _normalized(scores)) / tokens
+    mean_scores = paddle.matmul(used, _normalized(scores)) * processes / tokens
     return mean_scores.reshape([num_devices, -1]).sum(axis=-1)
 
 

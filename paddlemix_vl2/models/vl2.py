@@ -9,6 +9,7 @@
 Source: published ``DeepseekVLV2ForCausalLM`` (``modeling_deepseek_vl_v2.py``); parameter paths are its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
 
     def __init__(self, config: DeepseekVLV2Config):
         super().__init__(config)
+        # Sums a tensor over the processes that share a batch, for balance losses over it; training sets it.
+        self.batch_total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
         self.cache_dtype: str | None = None  # that of the activations, unless the kernels keep another
         self.max_tiles_per_pass = device.tiles_per_pass(config.vision_config.patches_per_side**2)
         hidden = config.language_config.hidden_size
@@ -173,6 +176,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             losses = [sequence_balance_loss(r.scores, r.experts, segments) for r in routings]
         else:
             loads = [batch_loads(r.experts, segments, config.n_routed_experts) for r in routings]
+            loads = paddle.stack(loads) if self.batch_total is None else self.batch_total(paddle.stack(loads))
             losses = [
                 expert_balance_loss(r.scores, segments, load) for r, load in zip(routings, loads, strict=True)
             ]

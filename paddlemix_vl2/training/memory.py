@@ -6,7 +6,8 @@ tiles as full rows can hold, and leave out what lives only inside of an operator
 they are within 20 % of what was measured on the CPU.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from paddlemix_vl2 import device
 from paddlemix_vl2.configuration import DeepseekV2Config, DeepseekVLV2Config, VisionEncoderConfig
@@ -15,6 +16,8 @@ from paddlemix_vl2.training.outline import OutlinedParameter
 from paddlemix_vl2.training.recipe import VL2TrainingArguments
 
 _FLOAT32 = 4
+_OPTIMIZER = ("AdamW moments", "master weights")
+_ROUTED = ".mlp.experts."  # in the names of the routed experts' parameters
 
 
 def _width(bf16: bool) -> int:
@@ -34,6 +37,38 @@ def state_bytes(parameters: Iterable[OutlinedParameter], bf16: bool) -> dict[str
         "AdamW moments": 2 * trained * _FLOAT32,
         **({"master weights": trained * _FLOAT32} if bf16 else {}),
     }
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the devices that train together divide what they keep.
+
+    Attributes:
+        devices: all of them.
+        experts: devices that hold the routed experts together; each holds everything else.
+        pipeline: stages into which the layers are cut evenly.
+        optimizer: whether the copies of a parameter divide its moments and master weights among them.
+    """
+
+    devices: int = 1
+    experts: int = 1
+    pipeline: int = 1
+    optimizer: bool = False
+
+
+def divided_state_bytes(
+    parameters: Mapping[str, OutlinedParameter], bf16: bool, division: Division
+) -> dict[str, float]:
+    """:func:`state_bytes` of one of several devices, by parameters' names."""
+    routed = [parameter for name, parameter in parameters.items() if _ROUTED in name]
+    rest = [parameter for name, parameter in parameters.items() if _ROUTED not in name]
+    sums: dict[str, float] = {}
+    for group, parts in ((routed, division.experts * division.pipeline), (rest, division.pipeline)):
+        copies = division.devices // parts if division.optimizer else 1
+        for name, size in state_bytes(group, bf16).items():
+            shards = copies if name in _OPTIMIZER else 1
+            sums[name] = sums.get(name, 0) + size / parts / shards
+    return sums
 
 
 def checkpoint_bytes(parameters: Iterable[OutlinedParameter], bf16: bool) -> int:

@@ -25,7 +25,7 @@ from paddlemix_vl2.training import checkpoint, plan
 from paddlemix_vl2.training.lora import add_adapters, wants_adapters
 from paddlemix_vl2.training.parts import initialize, set_trainable
 from paddlemix_vl2.training.recipe import VL2TrainingArguments
-from paddlemix_vl2.training.trainer import VL2Trainer, gather_objects
+from paddlemix_vl2.training.trainer import VL2Trainer, gather_objects, sum_tensor
 
 AUTO = "auto"
 
@@ -148,6 +148,8 @@ def make_model(arguments: VL2TrainingArguments) -> nn.Layer:
         plan.check_balance(config, arguments)
         model = DeepseekVLV2ForCausalLM(config)
         initialize(model, config.language_config.initializer_range)
+    if distributed.get_world_size() > 1:
+        model.batch_total = sum_tensor
     if arguments.aux_loss_alpha is not None:
         model.config.language_config.aux_loss_alpha = arguments.aux_loss_alpha
     set_trainable(model, arguments)

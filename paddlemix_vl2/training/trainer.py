@@ -151,17 +151,13 @@ class VL2Trainer(Trainer):
         config, devices = self.model.config.language_config, args.balance_devices
         most, segments = most_devices(config, devices), number_segments(segment_ids)
         loads = [batch_loads(r.experts, segments, config.n_routed_experts, devices) for r in routings]
-        loads = paddle.stack(loads)  # [layers, E + D + 1]
-        if args.world_size > 1:
-            distributed.all_reduce(loads)
-        total = 0.0
+        loads, total = sum_tensor(paddle.stack(loads)), 0.0  # [layers, E + D + 2]
         for routing, load in zip(routings, loads, strict=True):
             layer = routing.scores, segments, load
             total = total + alphas[0] * expert_balance_loss(*layer)
             total = total + alphas[1] * device_balance_loss(*layer, devices)
             total = total + alphas[2] * communication_balance_loss(*layer, devices, most)
-        # The shares of the processes are to be added, and their gradients will be averaged.
-        return total * args.world_size / args.gradient_accumulation_steps
+        return total / args.gradient_accumulation_steps
 
     def _dropping(self, segment_ids: np.ndarray, draws) -> TokenDropping:
         """What DeepSeek-V2's token dropping leaves out of this micro-batch."""
@@ -356,6 +352,14 @@ class _StepHooks(TrainerCallback):
 
     def on_optimizer_end(self, args, state, control, **kwargs):
         self._trainer.finish_step()
+
+
+def sum_tensor(tensor: paddle.Tensor) -> paddle.Tensor:
+    """The sum over all processes, in a new tensor, without gradient."""
+    total = tensor.detach().clone()
+    if distributed.get_world_size() > 1:
+        distributed.all_reduce(total)
+    return total
 
 
 def _sum_over_processes(value: float, processes: int) -> float:
