@@ -2,11 +2,10 @@
 
 Operations are upper bounds (see :func:`paddlemix_vl2.costs.training_row_flops`, and :func:`most_tiles`). The
 time is these operations at a share of the devices' peak, the utilisation. It cannot be known without a run;
-the default is the one that the paper's own days imply, see :func:`compare_with_paper`. Where the traffic
-alone takes longer at full bandwidth, that is the time.
+the default is the geometric mean of what the paper's days for its three models imply, see
+:func:`compare_with_paper`. Where the traffic alone takes longer at full bandwidth, that is the time.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +45,7 @@ class Cluster:
 
     @property
     def devices(self) -> int:
+        """All of them."""
         return self.nodes * self.devices_per_node
 
 
@@ -77,10 +77,12 @@ class ClusterPlan:
 
     @property
     def step_seconds(self) -> float:
+        """The longer of the two."""
         return max(self.compute_seconds, self.traffic_seconds)
 
     @property
     def days(self) -> float:
+        """Of all steps."""
         return self.steps * self.step_seconds / _DAY
 
 
@@ -104,7 +106,7 @@ def plan_cluster(
     config, _ = find_config(arguments)
     batch, accumulation = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
     _check_division(config, cluster, division)
-    replicas = division.devices // division.pipeline
+    replicas = cluster.devices // division.pipeline
     rows = rows or batch * accumulation * replicas
     if rows % (batch * replicas):
         raise ValueError(
@@ -113,12 +115,10 @@ def plan_cluster(
         )
     tiles = most_tiles(config, arguments) if tiles is None else tiles
     flops = step_flops(config, arguments, rows, tiles)
-    states = memory.divided_state_bytes(
-        Outline(config, arguments).parameters, arguments.bf16_wanted, division
-    )
+    parameters = Outline(config, arguments).parameters
+    states = memory.divided_state_bytes(parameters, arguments.bf16_wanted, cluster.devices, division)
     exchange = _exchange_bytes(config, arguments, rows / replicas, division)
-    # A ring sends every gradient twice; one that a device has a copy of alone is not sent.
-    gradient = 2 * states["gradients"] * (replicas > 1)
+    gradient = _gradient_bytes(parameters, arguments.bf16_wanted, replicas, division)
     return ClusterPlan(
         rows=rows,
         accumulation=rows // (batch * replicas),
@@ -135,8 +135,6 @@ def plan_cluster(
 
 def _check_division(config: DeepseekVLV2Config, cluster: Cluster, division: Division) -> None:
     experts = config.language_config.n_routed_experts or 0
-    if division.devices != cluster.devices:
-        raise ValueError(f"{division.devices} devices are divided, but the cluster has {cluster.devices}")
     if cluster.devices % (division.experts * division.pipeline):
         raise ValueError(
             f"{cluster.devices} devices are no multiple of expert parallelism {division.experts} x pipeline "
@@ -192,6 +190,16 @@ def _exchange_bytes(
     return once * times * (1 - 1 / division.experts) / division.pipeline
 
 
+def _gradient_bytes(parameters: dict, bf16: bool, replicas: int, division: Division) -> float:
+    """A ring sends every gradient twice; what a device holds alone is not sent."""
+    held_by_several = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if replicas > (division.experts if memory.is_routed(name) else 1)
+    }
+    return 2 * memory.divided_state_bytes(held_by_several, bf16, replicas, division)["gradients"]
+
+
 def _traffic_seconds(cluster: Cluster, division: Division, exchange: float, gradient: float) -> float:
     """At full bandwidth, one after the other."""
     inside = min(division.experts, cluster.devices_per_node)
@@ -205,8 +213,8 @@ def _traffic_seconds(cluster: Cluster, division: Division, exchange: float, grad
 
 @dataclass(frozen=True)
 class PaperRun:
-    """Nodes of eight A100, days for all stages (arXiv 2412.10302, section 4.1), and rows of a step in the
-    three stages (table 2)."""
+    """Nodes of eight A100, days for all stages, and rows of a step in the three stages (arXiv 2412.10302,
+    table 2)."""
 
     nodes: int
     days: float
@@ -249,12 +257,11 @@ def compare_with_paper(model: str, utilisation: float = Cluster.utilisation) -> 
         flops = step_flops(config, arguments, rows, most_tiles(config, arguments))
         without += arguments.max_steps * flops["language"]
         most += arguments.max_steps * sum(flops.values())
-    peak = Cluster(run.nodes).devices * Cluster.peak_flops * _DAY  # of a day
-    days = most / peak / utilisation
-    return Comparison(run, most, days, without / peak / run.days, most / peak / run.days)
-
-
-def typical_utilisation() -> float:
-    """The geometric mean of what the paper's days imply: the default of :class:`Cluster`."""
-    implied = [compare_with_paper(model).utilisation for model in PAPER_RUNS]
-    return math.prod(implied) ** (1 / len(implied))
+    at_peak = Cluster(run.nodes).devices * Cluster.peak_flops * _DAY  # operations of a day
+    return Comparison(
+        run=run,
+        flops=most,
+        days=most / at_peak / utilisation,
+        least_utilisation=without / at_peak / run.days,
+        utilisation=most / at_peak / run.days,
+    )

@@ -17,7 +17,6 @@ from paddlemix_vl2.training.recipe import VL2TrainingArguments
 
 _FLOAT32 = 4
 _OPTIMIZER = ("AdamW moments", "master weights")
-_ROUTED = ".mlp.experts."  # in the names of the routed experts' parameters
 
 
 def _width(bf16: bool) -> int:
@@ -39,32 +38,35 @@ def state_bytes(parameters: Iterable[OutlinedParameter], bf16: bool) -> dict[str
     }
 
 
+def is_routed(name: str) -> bool:
+    """Whether a parameter is one of a routed expert."""
+    return ".mlp.experts." in name
+
+
 @dataclass(frozen=True)
 class Division:
     """How the devices that train together divide what they keep.
 
     Attributes:
-        devices: all of them.
         experts: devices that hold the routed experts together; each holds everything else.
         pipeline: stages into which the layers are cut evenly.
         optimizer: whether the copies of a parameter divide its moments and master weights among them.
     """
 
-    devices: int = 1
     experts: int = 1
     pipeline: int = 1
     optimizer: bool = False
 
 
 def divided_state_bytes(
-    parameters: Mapping[str, OutlinedParameter], bf16: bool, division: Division
+    parameters: Mapping[str, OutlinedParameter], bf16: bool, devices: int, division: Division
 ) -> dict[str, float]:
-    """:func:`state_bytes` of one of several devices, by parameters' names."""
-    routed = [parameter for name, parameter in parameters.items() if _ROUTED in name]
-    rest = [parameter for name, parameter in parameters.items() if _ROUTED not in name]
+    """:func:`state_bytes` of one of several devices; the parameters by their names."""
+    routed = [parameter for name, parameter in parameters.items() if is_routed(name)]
+    rest = [parameter for name, parameter in parameters.items() if not is_routed(name)]
     sums: dict[str, float] = {}
     for group, parts in ((routed, division.experts * division.pipeline), (rest, division.pipeline)):
-        copies = division.devices // parts if division.optimizer else 1
+        copies = devices // parts if division.optimizer else 1
         for name, size in state_bytes(group, bf16).items():
             shards = copies if name in _OPTIMIZER else 1
             sums[name] = sums.get(name, 0) + size / parts / shards

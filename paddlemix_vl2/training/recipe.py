@@ -1,4 +1,4 @@
-"""A training recipe: a YAML file plus ``key=value`` changes, as checked, typed arguments.
+"""A training recipe: a YAML file, or a few changes to one, plus ``key=value``, as checked, typed arguments.
 
 Keys are the names of PaddleNLP's ``TrainingArguments`` and the ones that :class:`VL2TrainingArguments` adds.
 An unknown key is an error that names the nearest known one; there is no other way to set anything.
@@ -17,6 +17,7 @@ from paddlenlp.trainer import TrainingArguments
 from paddlemix_vl2 import device
 from paddlemix_vl2.keys import check_key
 
+BASE = "recipe"  # the key of a file that changes another one
 MODES = ("full", "lora", "frozen")
 SCHEDULES = ("cosine", "constant", "step")
 PARTS = ("vision", "projector", "language")
@@ -237,7 +238,8 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
     """Read a recipe.
 
     Args:
-        path: the YAML file.
+        path: the YAML file. With the key ``recipe`` it changes the recipe of that path (seen from its own
+            folder) in the keys that it has itself.
         overrides: ``key=value``; ``vision.mode=frozen`` reaches into a section, values are YAML.
 
     Raises:
@@ -245,14 +247,12 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
         ValueError: a key is unknown or a value not possible; the message names the file and the key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such recipe")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    values = _read(path)
+    if BASE in values:
+        base = _read(path.parent / str(values.pop(BASE)))
+        if BASE in base:
+            raise ValueError(f"{path}: {BASE} names a recipe that itself changes another one")
+        values = {**base, **values}
     for override in overrides:
         _apply(values, override)
     known = {entry.name: entry for entry in dataclasses.fields(VL2TrainingArguments) if entry.init}
@@ -268,6 +268,18 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
         return VL2TrainingArguments(**values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    return values
 
 
 def _apply(values: dict, override: str) -> None:
