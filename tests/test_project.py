@@ -16,7 +16,7 @@ import yaml
 import paddlemix_vl2
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.training import recipe
-from paddlemix_vl2.training.cluster import Cluster, plan_cluster
+from paddlemix_vl2.training.cluster import PAPER_RUNS, Cluster, plan_cluster
 from paddlemix_vl2.training.memory import Division
 from paddlemix_vl2.training.plan import describe
 from paddlemix_vl2.training.recipe import load_recipe
@@ -202,7 +202,7 @@ def test_the_recipes_have_the_papers_figures(model, stage):
     arguments = load_recipe(file)
     processes = int(re.search(r"^# Processes: (\d+)", file.read_text(), re.MULTILINE)[1])
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    assert batch * processes == rows
+    assert batch * processes == rows == PAPER_RUNS[model].rows[stage - 1]
     assert arguments.max_steps == round(tokens * 1e9 / (rows * 4096))
     assert (arguments.learning_rate, arguments.schedule) == (rate, schedule)
     parts = arguments.vision, arguments.projector, arguments.language

@@ -94,6 +94,34 @@ def test_devices_that_a_token_may_reach(changes, most):
     assert most_devices(DeepseekV2Config(**changes), num_devices=8) == most
 
 
+def test_a_model_that_balances_over_the_batch_takes_the_loads_of_all_processes(make_recipe):
+    """``seq_aux`` false: two processes with the same tokens have the loss of one; with a second process whose
+    tokens went to expert 0 alone, its load counts."""
+    model = make_model(make_recipe())
+    model.train()
+    model.config.language_config.seq_aux = False
+    ids = paddle.randint(3, 90, [2, 12])
+
+    def aux_loss(total):
+        model.batch_total = total
+        return float(model(input_ids=ids, labels=ids, segment_ids=paddle.ones_like(ids)).aux_loss)
+
+    def with_another(loads):
+        other = paddle.zeros_like(loads)
+        other[:, 0], other[:, -2:] = loads[:, :-3].sum(axis=-1), loads[:, -2:]
+        return loads + other
+
+    alone = aux_loss(None)
+    assert aux_loss(lambda loads: 2 * loads) == pytest.approx(alone)
+    routings = model(input_ids=ids, labels=ids, segment_ids=paddle.ones_like(ids)).routings
+    expected = 0.0
+    for one in routings:
+        shares = (one.scores / one.scores.sum(axis=-1, keepdim=True)).mean(axis=0).numpy()
+        load = one.load.numpy() + np.eye(8)[0] * one.experts.size
+        expected += model.config.language_config.aux_loss_alpha * 8 * float(load @ shares) / load.sum()
+    assert aux_loss(with_another) == pytest.approx(expected, rel=1e-5)  # float32 against float64
+
+
 def test_a_model_without_experts_has_no_statistics():
     loads = RouterLoads()
     loads.add((), paddle.ones([1, 3], "int64"))
