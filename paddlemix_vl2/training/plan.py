@@ -11,7 +11,7 @@ from paddle import distributed
 
 from paddlemix_vl2 import device
 from paddlemix_vl2.configuration import DeepseekV2Config, DeepseekVLV2Config
-from paddlemix_vl2.data import SourceSpec
+from paddlemix_vl2.data import SourceSpec, open_source
 from paddlemix_vl2.data.sources import DRAWN
 from paddlemix_vl2.training import memory
 from paddlemix_vl2.training.optimizer import make_schedule
@@ -195,6 +195,8 @@ def _data_lines(key: str, entries: list[dict]) -> list[str]:
         raise ValueError(f"{key}: every weight is 0")
     lines = []
     for spec in specs:
+        if spec.format == DRAWN:
+            open_source(spec)  # reads no file, and knows the tasks
         place = f"task {spec.task}, {spec.split}" if spec.format == DRAWN else str(spec.path)
         share = f"weight {spec.weight:g}, {100 * spec.weight / weights:.1f} % of the draws"
         lines.append(f"{key}: {spec.format}, {place}: {share}{_what_is_missing(spec)}")

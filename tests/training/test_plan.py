@@ -197,6 +197,11 @@ def test_sources_and_their_shares(tmp_path):
         plan.describe(recipe(train_dataset=[sources[0], {"format": "text", "pth": "x"}]))
 
 
+def test_a_drawn_task_that_is_not_there():
+    with pytest.raises(ValueError, match="'mised'"):
+        plan.describe(recipe(train_dataset=[{"format": "drawn", "task": "mised"}]))
+
+
 def test_training_refuses_data_that_are_not_there(make_recipe, tmp_path):
     settings = make_recipe(train_dataset=[{"format": "text", "path": "nowhere/text.jsonl"}])
     assert "not found here: nowhere/text.jsonl" in plan.describe(settings)
