@@ -91,17 +91,21 @@ def _check_devices(language: DeepseekV2Config, arguments: VL2TrainingArguments) 
             f"capacity_factor is {arguments.capacity_factor:g}, but balance_devices is 1: one device has to "
             "compute everything, and nothing would be dropped"
         )
-    # Device-limited routing is group_limited_greedy whose groups are devices, or parts of one.
-    if language.topk_method != "greedy" and groups % devices and devices % groups:
-        raise ValueError(
-            f"balance_devices is {devices}, but this model limits its routing to some of {groups} groups of "
-            "experts: one must be a multiple of the other, or groups would lie across devices"
+    # Device-limited routing is group_limited_greedy whose groups are devices, or parts of one; so are the
+    # experts of a process.
+    if language.topk_method != "greedy":
+        _check_multiple(
+            devices, groups, f"this model limits its routing to some of {groups} groups of experts"
         )
     held = arguments.expert_parallel_degree
-    if held > 1 and devices not in (1, held):
+    _check_multiple(devices, max(held, 1), f"expert_parallel_degree is {held}")
+
+
+def _check_multiple(devices: int, blocks: int, reason: str) -> None:
+    if devices % blocks and blocks % devices:
         raise ValueError(
-            f"balance_devices is {devices}, but expert_parallel_degree is {held}: what is balanced must be "
-            "the groups of experts that the processes hold"
+            f"balance_devices is {devices}, but {reason}: one must be a multiple of the other, or the groups "
+            "would lie across each other"
         )
 
 
