@@ -9,6 +9,7 @@
 Source: published ``DeepseekVLV2ForCausalLM`` (``modeling_deepseek_vl_v2.py``); parameter paths are its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.generation import decoding
 from paddlemix_vl2.models.balance import (
     AddAuxiliaryLoss,
+    batch_loads,
     expert_balance_loss,
     number_segments,
     sequence_balance_loss,
@@ -70,6 +72,8 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
 
     def __init__(self, config: DeepseekVLV2Config):
         super().__init__(config)
+        # Sums a tensor over the processes that share a batch, for balance losses over it; training sets it.
+        self.batch_total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
         self.cache_dtype: str | None = None  # that of the activations, unless the kernels keep another
         self.max_tiles_per_pass = device.tiles_per_pass(config.vision_config.patches_per_side**2)
         hidden = config.language_config.hidden_size
@@ -168,8 +172,14 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         if not (self.training and routings and config.aux_loss_alpha > 0):
             return None
         segments = number_segments(paddle.ones(shape, "int64") if segment_ids is None else segment_ids)
-        balance_loss = sequence_balance_loss if config.seq_aux else expert_balance_loss
-        losses = [balance_loss(routing.scores, routing.experts, segments) for routing in routings]
+        if config.seq_aux:
+            losses = [sequence_balance_loss(r.scores, r.experts, segments) for r in routings]
+        else:
+            loads = [batch_loads(r.experts, segments, config.n_routed_experts) for r in routings]
+            loads = paddle.stack(loads) if self.batch_total is None else self.batch_total(paddle.stack(loads))
+            losses = [
+                expert_balance_loss(r.scores, segments, load) for r, load in zip(routings, loads, strict=True)
+            ]
         return config.aux_loss_alpha * paddle.add_n(losses)
 
     def prepare_inputs_embeds(

@@ -1,6 +1,7 @@
 """Builds model, data and trainer from a recipe, and trains."""
 
 import copy
+import functools
 import itertools
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from paddlemix_vl2.training import checkpoint, plan
 from paddlemix_vl2.training.lora import add_adapters, wants_adapters
 from paddlemix_vl2.training.parts import initialize, set_trainable
 from paddlemix_vl2.training.recipe import VL2TrainingArguments
-from paddlemix_vl2.training.trainer import VL2Trainer
+from paddlemix_vl2.training.trainer import VL2Trainer, gather_objects, sum_tensor
 
 AUTO = "auto"
 
@@ -147,6 +148,8 @@ def make_model(arguments: VL2TrainingArguments) -> nn.Layer:
         plan.check_balance(config, arguments)
         model = DeepseekVLV2ForCausalLM(config)
         initialize(model, config.language_config.initializer_range)
+    if distributed.get_world_size() > 1:
+        model.batch_total = sum_tensor
     if arguments.aux_loss_alpha is not None:
         model.config.language_config.aux_loss_alpha = arguments.aux_loss_alpha
     set_trainable(model, arguments)
@@ -160,6 +163,7 @@ def open_sources(entries: list[dict], key: str) -> list:
 
 def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start: int) -> BatchLoader:
     """Training batches of this process, from draw ``start`` on."""
+    exchange = functools.partial(gather_objects, processes=distributed.get_world_size())
     return _load(
         arguments,
         processor,
@@ -170,6 +174,7 @@ def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start
         num_workers=arguments.dataloader_num_workers,
         start=start,
         accumulation=arguments.gradient_accumulation_steps,
+        exchange=exchange if arguments.balance_tiles else None,
     )
 
 

@@ -19,13 +19,23 @@ from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
 from paddlemix_vl2.data import BatchLoader
 from paddlemix_vl2.models.balance import (
+    batch_loads,
     communication_balance_loss,
     device_balance_loss,
+    expert_balance_loss,
     number_segments,
 )
+from paddlemix_vl2.models.dropping import TokenDropping
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.training import checkpoint
-from paddlemix_vl2.training.balance import RouterLoads, gates, most_devices, update_bias
+from paddlemix_vl2.training.balance import (
+    RouterLoads,
+    gates,
+    most_devices,
+    protect,
+    set_dropping,
+    update_bias,
+)
 from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
 from paddlemix_vl2.training.optimizer import make_optimizer, make_schedule
 from paddlemix_vl2.training.parts import trained
@@ -67,6 +77,7 @@ class VL2Trainer(Trainer):
         self._next_index = None
         self._num_broken = self._broken_before = 0
         self._gradient_norm = None
+        self._tile_imbalances = []  # of the steps since the last line of the log
 
     # ---- data ----
 
@@ -89,6 +100,11 @@ class VL2Trainer(Trainer):
         self._note(meta)
         if step_control == 0:  # the same for all micro-batches of a step
             self._step_supervised = _sum_over_processes(meta.step_supervised, self.args.world_size)
+            self._step_samples = _sum_over_processes(meta.step_samples, self.args.world_size)
+            if meta.tile_imbalance:
+                self._tile_imbalances.append(meta.tile_imbalance)
+        if self.args.capacity_factor:
+            set_dropping(model, self._dropping(inputs["segment_ids"], meta.draws))
         inputs = self._prepare_inputs(inputs)
         with self.autocast_smart_context_manager():
             loss = self._micro_loss(model, inputs, meta)
@@ -105,34 +121,50 @@ class VL2Trainer(Trainer):
         """The micro-batch's part of the step's loss.
 
         The step's loss is the mean over all supervised tokens of all micro-batches and processes, so a
-        micro-batch counts by its tokens; balance losses are means over samples, and count evenly.
+        micro-batch counts by its tokens; the balance loss per sample is the mean over all samples, so it
+        counts by its samples. Balance losses over a batch count evenly.
         """
         output = model(**inputs)
         accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
         by_tokens = meta.num_supervised * processes / max(self._step_supervised, 1)
         self.router.add(output.routings or (), inputs["segment_ids"])
+        by_samples = meta.num_samples * processes / self._step_samples
         loss = output.loss * by_tokens
-        balance = self._device_balance(output.routings, inputs["segment_ids"])
+        balance = self._batch_balance(output.routings, inputs["segment_ids"])
         if output.aux_loss is not None:  # output.loss brings its gradient, with the factor of the tokens
-            balance = balance + output.aux_loss * (1 / accumulation - by_tokens)
+            per_sample = self.model.config.language_config.seq_aux
+            balance = balance + output.aux_loss * (
+                (by_samples if per_sample else 1 / accumulation) - by_tokens
+            )
         if isinstance(balance, paddle.Tensor):
             loss = loss + balance - balance.detach()
         return loss
 
-    def _device_balance(self, routings, segment_ids) -> paddle.Tensor | float:
-        """DeepSeek-V2's balance losses over devices, for this micro-batch."""
+    def _batch_balance(self, routings, segment_ids) -> paddle.Tensor | float:
+        """DeepSeek-V2's balance losses over the micro-batches of all processes together, by the loads of all
+        and this process's scores."""
         args = self.args
-        if not routings or not (args.device_balance_alpha or args.communication_balance_alpha):
+        alphas = args.expert_balance_alpha, args.device_balance_alpha, args.communication_balance_alpha
+        if not routings or not any(alphas):
             return 0.0
         # model.config is the base model's also through PaddleNLP's LoRAModel.
-        most = most_devices(self.model.config.language_config, args.balance_devices)
-        segments, total = number_segments(segment_ids), 0.0
-        for routing in routings:
-            layer = routing.scores, routing.experts, segments, args.balance_devices
-            total = total + args.device_balance_alpha * device_balance_loss(*layer)
-            communication = communication_balance_loss(*layer, devices_per_token=most)
-            total = total + args.communication_balance_alpha * communication
+        config, devices = self.model.config.language_config, args.balance_devices
+        most, segments = most_devices(config, devices), number_segments(segment_ids)
+        loads = [batch_loads(r.experts, segments, config.n_routed_experts, devices) for r in routings]
+        loads, total = sum_tensor(paddle.stack(loads)), 0.0  # [layers, E + D + 2]
+        for routing, load in zip(routings, loads, strict=True):
+            layer = routing.scores, segments, load
+            total = total + alphas[0] * expert_balance_loss(*layer)
+            total = total + alphas[1] * device_balance_loss(*layer, devices)
+            total = total + alphas[2] * communication_balance_loss(*layer, devices, most)
         return total / args.gradient_accumulation_steps
+
+    def _dropping(self, segment_ids: np.ndarray, draws) -> TokenDropping:
+        """What DeepSeek-V2's token dropping leaves out of this micro-batch."""
+        args = self.args
+        protected = protect(draws, segment_ids, args.protected_share, args.seed)
+        marks = [paddle.to_tensor(mask.flatten()) for mask in (segment_ids > 0, protected)]
+        return TokenDropping(args.balance_devices, args.capacity_factor, *marks)
 
     def finish_gradients(self) -> None:
         """Before the optimizer: one gradient for all processes, clipped."""
@@ -209,9 +241,14 @@ class VL2Trainer(Trainer):
                 logs[f"lr_{part}"] = self._learning_rate * recipe.learning_rate_multiplier
         if self._num_broken:
             logs["broken_samples"] = self._num_broken
+        if self._tile_imbalances:
+            before, after = np.mean(self._tile_imbalances, axis=0)
+            logs["tile_imbalance_before"], logs["tile_imbalance"] = round(before, 4), round(after, 4)
+            self._tile_imbalances.clear()
         record = {}
         if self._statistics:
-            for name in ("max_vio", "entropy"):
+            names = ("max_vio", "entropy", *(["dropped_share"] if self.args.capacity_factor else []))
+            for name in names:
                 values = self._statistics[name]
                 logs[name] = round(float(np.mean(values)), 4)
                 record[f"{name}_per_layer"] = [round(value, 4) for value in values]
@@ -226,7 +263,7 @@ class VL2Trainer(Trainer):
         writers = [getattr(callback, "vdl_writer", None) for callback in self.callback_handler.callbacks]
         step = self.state.global_step
         for writer in filter(None, writers):
-            for name in ("max_vio", "entropy"):
+            for name in ("max_vio", "entropy", "dropped_share"):
                 for layer, value in enumerate(record.get(f"{name}_per_layer", [])):
                     writer.add_scalar(f"router/{name}/mixture_layer_{layer}", value, step)
             for layer, loads in enumerate(record.get("load_per_layer", [])):
@@ -263,8 +300,8 @@ class VL2Trainer(Trainer):
 
     def _save_checkpoint(self, model, metrics=None) -> None:
         folder = Path(self.args.output_dir) / f"{checkpoint.PREFIX}{self.state.global_step}"
-        next_indices = _gather(self._next_index, self.args.world_size)
-        random_states = _gather(checkpoint.random_state(), self.args.world_size)
+        next_indices = gather_objects(self._next_index, self.args.world_size)
+        random_states = gather_objects(checkpoint.random_state(), self.args.world_size)
         if self.is_world_process_zero():
             temporary = checkpoint.begin_folder(folder)
             checkpoint.write_model(self.model, self.processor, temporary)
@@ -317,6 +354,14 @@ class _StepHooks(TrainerCallback):
         self._trainer.finish_step()
 
 
+def sum_tensor(tensor: paddle.Tensor) -> paddle.Tensor:
+    """The sum over all processes, in a new tensor, without gradient."""
+    total = tensor.detach().clone()
+    if distributed.get_world_size() > 1:
+        distributed.all_reduce(total)
+    return total
+
+
 def _sum_over_processes(value: float, processes: int) -> float:
     if processes == 1:
         return value
@@ -325,7 +370,7 @@ def _sum_over_processes(value: float, processes: int) -> float:
     return float(total)
 
 
-def _gather(value, processes: int) -> list:
+def gather_objects(value, processes: int) -> list:
     """The value of every process, in the order of their ranks."""
     if processes == 1:
         return [value]
