@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share: recorded outputs and the published tokenizers."""
+"""Fixtures that several test folders share: recorded outputs, the published tokenizers, the demo model."""
 
 import os
 from pathlib import Path
@@ -35,6 +35,37 @@ def golden() -> Path:
 def tokenizer_folders() -> dict[str, Path]:
     """Folders of the 128k (VL2-Tiny, VL2) and the 100k (VL2-Small) tokenizer."""
     return {name: find_tokenizer_folder(name) for name in TOKENIZER_VERSIONS}
+
+
+DEMO = TESTS.parent / "paddlemix_vl2" / "demo" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def demo_processor():
+    from paddlemix_vl2 import DeepseekVLV2Processor
+
+    return DeepseekVLV2Processor.from_pretrained(DEMO)
+
+
+@pytest.fixture(scope="session")
+def demo_model():
+    """In float32, on Paddle's operators."""
+    from paddlemix_vl2 import DeepseekVLV2ForCausalLM
+
+    return DeepseekVLV2ForCausalLM.from_pretrained(DEMO, dtype="float32", engine="eager", progress=False)
+
+
+@pytest.fixture(scope="session")
+def demo_questions() -> list[dict]:
+    """Eight conversations of one question with its pictures, short and long answers, one and two pictures."""
+    from paddlemix_vl2.demo.samples import make_question, prompt_messages
+
+    kinds = ("describe", "compare", "ground", "chart_max")
+    asked = [(kind, language) for kind in kinds for language in ("en", "zh")]
+    return [
+        prompt_messages(*make_question(kind, "test", index, language))[0]
+        for index, (kind, language) in enumerate(asked)
+    ]
 
 
 @pytest.fixture

@@ -37,6 +37,8 @@ MAY_IMPORT = {
     "demo": {"configuration", "image_layout", "processing", "generation"},
     "data": {"configuration", "image_layout", "keys", "processing", "generation", "demo"},
     "models": SHARED | {"checkpoints", "generation"},
+    "answering": {"processing", "generation", "models"},
+    "server": SHARED | {"answering", "processing", "generation"},
     "training": SHARED | {"checkpoints", "data", "models", "processing"},
     "__init__": {"device"},
 }

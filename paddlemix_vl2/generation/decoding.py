@@ -12,6 +12,10 @@ from paddlemix_vl2.generation.sampling import Sampler, SamplingParameters
 _PICTURES = ("images", "images_seq_mask", "images_spatial_crop")
 
 
+class PromptTooLong(ValueError):
+    """A prompt, or prompt and answer together, need more positions than there are."""
+
+
 def generate(
     model,
     input_ids: paddle.Tensor,
@@ -116,14 +120,15 @@ def check_lengths(prompt_length: int, max_new_tokens: int, chunk_size: int | Non
         limit: positions that the model has.
 
     Raises:
-        ValueError: a length is below 1, or prompt and answer together pass the limit.
+        ValueError: a length is below 1.
+        PromptTooLong: prompt and answer together pass the limit.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
     if prompt_length + max_new_tokens > limit:
-        raise ValueError(
+        raise PromptTooLong(
             f"the prompt has {prompt_length} tokens and max_new_tokens is {max_new_tokens}, together "
             f"{prompt_length + max_new_tokens}, but the model has {limit} positions "
             "(max_position_embeddings); ask for fewer new tokens, or send fewer or smaller pictures"

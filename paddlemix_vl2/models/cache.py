@@ -9,8 +9,8 @@ import paddle
 
 from paddlemix_vl2.configuration import DeepseekV2Config
 
-# A cache whose rows come and go grows by so many positions at a time: growing copies what is filled, and a step
-# of Paddle's operators reads what is not filled too.
+# A cache whose rows come and go grows by so many positions at a time: growing copies what is filled, and a
+# step of Paddle's operators reads what is not filled too.
 CAPACITY_STEP = 256
 
 
@@ -109,7 +109,7 @@ def _store(buffer, start: int, new: paddle.Tensor, axis: int, capacity: int, dty
 
 
 def _moved(buffer: paddle.Tensor, axis: int, first: int, last: int, to: int, capacity: int) -> paddle.Tensor:
-    """Positions ``first`` to ``last`` of a buffer at ``to`` in one of ``capacity``, zeros before and behind."""
+    """Positions ``first`` to ``last`` of a buffer, at ``to`` in one of ``capacity`` with zeros around."""
     if (first, to, capacity) == (0, 0, buffer.shape[axis]):
         return buffer
 
@@ -145,7 +145,7 @@ class ModelCache:
         Raises:
             ValueError: padding is anywhere but in front of a prompt, or the capacity is below the prompt.
         """
-        batch, self.prompt_length = attention_mask.shape
+        self.prompt_length = attention_mask.shape[1]
         if capacity < self.prompt_length:
             raise ValueError(f"a cache of {capacity} positions cannot hold a prompt of {self.prompt_length}")
         layer_cache = LatentCache if config.use_mla else KeyValueCache
