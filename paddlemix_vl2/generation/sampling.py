@@ -55,6 +55,23 @@ class SamplingParameters:
     repetition_penalty: float = 1.0
     seed: int | None = None
 
+    @classmethod
+    def asked_for(
+        cls,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> "SamplingParameters":
+        """What a user means who has given some of these: greedy, unless one of the first three asks for
+        sampling. A temperature of 0 is the greedy choice, and ``top_k`` 0 asks for nothing."""
+        given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given.get("temperature") == 0 or given == {"top_k": 0}:
+            given = {}
+        return cls(do_sample=bool(given), **given, repetition_penalty=repetition_penalty, seed=seed)
+
     def __post_init__(self):
         is_warm = _is_positive(self.temperature) and self.temperature >= _LOWEST_TEMPERATURE
         _check("temperature", self.temperature, is_warm, "a number above 0 (1e-37 or more)")

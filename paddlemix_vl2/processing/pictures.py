@@ -1,8 +1,10 @@
 """Opening pictures: what Pillow reads becomes an upright 8-bit RGB picture, anything else one clear error."""
 
+import math
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,8 @@ _UPRIGHT = {
 }
 _EXIF_ERRORS = (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 _LONGEST_NAME = 200
+# Pillow reads many more; some start other programs (EPS), and few of their decoders see much use.
+STRANGERS_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 def open_picture(source: str | os.PathLike | Image.Image, name: str | None = None) -> Image.Image:
@@ -52,8 +56,24 @@ def open_picture(source: str | os.PathLike | Image.Image, name: str | None = Non
     raise ValueError(f"{name or 'the picture'}: a picture is a PIL image or a file's path, not {kind}")
 
 
-def _open_file(path: Path) -> Image.Image:
-    with Image.open(path) as picture:
+def decode_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """:func:`open_picture` for bytes that a stranger has sent: in one of ``STRANGERS_FORMATS``, and no larger
+    than ``max_pixels``, which is asked of the header before anything is decoded.
+
+    Raises:
+        ValueError: as :func:`open_picture`, or it has more pixels.
+    """
+    return _checked(lambda: _open_file(BytesIO(data), STRANGERS_FORMATS, max_pixels), name)
+
+
+def _open_file(
+    file: Path | BytesIO, formats: Sequence[str] | None = None, max_pixels: float = math.inf
+) -> Image.Image:
+    with Image.open(file, formats=formats) as picture:
+        if picture.width * picture.height > max_pixels:
+            raise ValueError(
+                f"it has {picture.width} x {picture.height} pixels; {max_pixels:,} in all are possible"
+            )
         return _to_upright_rgb(picture)
 
 
