@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+import anyio
 from fastapi import FastAPI, Request
 from PIL import Image
 from pydantic import ValidationError
@@ -202,7 +203,8 @@ class _Chat:
         self._check_open()
         self._arriving += 1
         try:
-            body = await asyncio.wait_for(self._read_body(request), self._settings.body_timeout)
+            with anyio.fail_after(self._settings.body_timeout):
+                body = await self._read_body(request)
         except TimeoutError:
             seconds = self._settings.body_timeout
             raise ApiError(408, f"the body did not arrive within {seconds:g} seconds") from None

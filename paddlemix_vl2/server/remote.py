@@ -9,6 +9,7 @@ import asyncio
 import ipaddress
 import socket
 
+import anyio
 import httpx
 
 from paddlemix_vl2.server.errors import ApiError
@@ -66,7 +67,8 @@ class PictureFetcher:
             ApiError: 400, with the reason.
         """
         try:
-            return await asyncio.wait_for(self._fetch(url), self._timeout)
+            with anyio.fail_after(self._timeout):
+                return await self._fetch(url)
         except (TimeoutError, httpx.TimeoutException):
             reason = f"took more than {self._timeout:g} seconds"
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:

@@ -52,12 +52,8 @@ class _Server(uvicorn.Server):
         await closing
 
 
-def run(app: FastAPI, service: AnswerService, sock: socket.socket, stop_timeout: float) -> None:
-    """Serve until SIGTERM or SIGINT: then no connection is accepted any more, and answers that are under way
-    or wait get ``stop_timeout`` seconds.
-
-    Ends with SystemExit(0) after a signal.
-    """
+def make_server(app: FastAPI, service: AnswerService, stop_timeout: float) -> uvicorn.Server:
+    """What listens; when it ends, answers that are under way or wait get ``stop_timeout`` seconds."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -66,7 +62,15 @@ def run(app: FastAPI, service: AnswerService, sock: socket.socket, stop_timeout:
         server_header=False,
         timeout_graceful_shutdown=int(stop_timeout) + _READING_TIME,
     )
+    return _Server(config, service, stop_timeout)
+
+
+def run(app: FastAPI, service: AnswerService, sock: socket.socket, stop_timeout: float) -> None:
+    """Serve until SIGTERM or SIGINT; from then on no connection is accepted.
+
+    Ends with SystemExit(0) after a signal.
+    """
     # uvicorn raises the signal again when it is done, which would look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    _Server(config, service, stop_timeout).run(sockets=[sock])
+    make_server(app, service, stop_timeout).run(sockets=[sock])

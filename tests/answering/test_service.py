@@ -35,80 +35,36 @@ def make_service(demo_model, demo_processor):
         service.close()
 
 
-@pytest.fixture(scope="module")
-def alone(demo_model, demo_processor):
-    """What ``generate`` says to one message alone: the text, and how many tokens it took."""
-
-    def answer(message, max_tokens=LONG, **options):
-        batch = demo_processor(conversations=[message])
-        ids = demo_model.generate(**batch, max_new_tokens=max_tokens, **options)[0][0].tolist()
-        ended = ids[-1] == demo_processor.tokenizer.eos_token_id
-        return demo_processor.tokenizer.decode(ids[:-1] if ended else ids), len(ids)
-
-    return answer
-
-
 def ask(message, max_tokens=LONG, stop=(), **sampling):
     return AnswerRequest([message], None, SamplingParameters(**sampling), max_tokens, stop)
 
 
-def wait_until(condition, what):
-    """Poll for it, in steps of 5 ms."""
-    pause = threading.Event()
-    for _ in range(WAIT * 200):
-        if condition():
-            return
-        pause.wait(0.005)
-    pytest.fail(f"waited {WAIT} s in vain: {what}")
-
-
-class Gated:
-    """A model whose steps each need a permit, so that a test decides what happens between them."""
-
-    def __init__(self, model):
-        self._model, self.config = model, model.config
-        self.permits, self.rows = threading.Semaphore(0), []
-
-    def prefill(self, *arguments):
-        return self._model.prefill(*arguments)
-
-    def decode_step(self, tokens, cache):
-        self.rows.append(tokens.shape[0])
-        assert self.permits.acquire(timeout=WAIT)
-        return self._model.decode_step(tokens, cache)
-
-    def open(self):
-        self.permits.release(100_000)
-
-
-def test_eight_together_are_answered_as_each_alone(make_service, demo_questions, alone, demo_model):
+def test_eight_together_are_answered_as_each_alone(make_service, demo_questions, alone, gated):
     """Three rows at most, chunks of prompts: rows join, move, leave and grow the cache."""
-    model = Gated(demo_model)
-    service = make_service(model, max_running=3, chunk_size=40)
+    service = make_service(gated, max_running=3, chunk_size=40)
     answers = [service.submit(ask(message)) for message in demo_questions]
-    model.open()
+    gated.open()
     for message, answer in zip(demo_questions, answers, strict=True):
-        text, tokens = alone(message)
+        text, tokens = alone(message, LONG)
         assert "".join(answer) == text
         assert answer.completion_tokens == tokens
         assert answer.finish_reason == ("length" if tokens == LONG else "stop")
         assert answer.prompt_tokens == len(service.processor.process_one([message]).input_ids)
-    assert max(model.rows) == 3 and service.num_running == service.num_waiting == 0
+    assert max(gated.rows) == 3 and service.num_running == service.num_waiting == 0
 
 
-def test_a_newcomer_joins_between_steps(make_service, demo_questions, demo_model):
-    model = Gated(demo_model)
-    service = make_service(model)
+def test_a_newcomer_joins_between_steps(make_service, demo_questions, gated, wait_until):
+    service = make_service(gated)
     first = service.submit(ask(demo_questions[0]))
-    wait_until(lambda: model.rows == [1], "the first step")
+    wait_until(lambda: gated.rows == [1], "the first step")
     second = service.submit(ask(demo_questions[1]))
-    model.permits.release()
-    wait_until(lambda: model.rows == [1, 2], "a step of both")
+    gated.permits.release()
+    wait_until(lambda: gated.rows == [1, 2], "a step of both")
     first.cancel()
-    model.permits.release()
-    wait_until(lambda: model.rows == [1, 2, 1], "a step of the second alone")
+    gated.permits.release()
+    wait_until(lambda: gated.rows == [1, 2, 1], "a step of the second alone")
     assert first.finish_reason == "cancelled" and second.finish_reason is None
-    model.open()
+    gated.open()
     assert "".join(second) and second.finish_reason in ("stop", "length")
 
 
@@ -122,12 +78,12 @@ def test_every_request_samples_in_its_own_way(make_service, demo_questions, alon
     ]
     answers = [service.submit(ask(demo_questions[0], **way)) for way in ways]
     texts = ["".join(answer) for answer in answers]
-    assert texts == [alone(demo_questions[0], **way)[0] for way in ways]
+    assert texts == [alone(demo_questions[0], LONG, **way)[0] for way in ways]
     assert len(set(texts)) > 1
 
 
 def test_stop_strings(make_service, demo_questions, alone):
-    text, tokens = alone(demo_questions[0])
+    text, tokens = alone(demo_questions[0], LONG)
     stop = text[len(text) // 2 :][:3]
     service = make_service()
     answer = service.submit(ask(demo_questions[0], stop=["never there", stop]))
@@ -147,30 +103,28 @@ def test_lengths(make_service, demo_questions, alone):
         assert (answer.finish_reason, answer.completion_tokens) == ("length", max_tokens or 2)
 
 
-def test_what_waits_leaves_the_queue_when_cancelled(make_service, demo_questions, demo_model):
-    model = Gated(demo_model)
-    service = make_service(model, max_running=1, max_waiting=1)
+def test_what_waits_leaves_the_queue_when_cancelled(make_service, demo_questions, gated, wait_until):
+    service = make_service(gated, max_running=1, max_waiting=1)
     running = service.submit(ask(demo_questions[0]))
-    wait_until(lambda: model.rows == [1], "the first step")
+    wait_until(lambda: gated.rows == [1], "the first step")
     waiting = service.submit(ask(demo_questions[1]))
     with pytest.raises(QueueFull, match="1 requests wait already"):
         service.submit(ask(demo_questions[2]))
     waiting.cancel(), waiting.cancel()
     assert waiting.finish_reason == "cancelled" and list(waiting) == [] and service.num_waiting == 0
     last = service.submit(ask(demo_questions[2], 3))
-    model.open()
+    gated.open()
     assert "".join(running) and "".join(last) and last.completion_tokens == 3
 
 
-def test_leaving_the_loop_frees_the_row(make_service, demo_questions, demo_model):
-    model = Gated(demo_model)
-    service = make_service(model)
+def test_leaving_the_loop_frees_the_row(make_service, demo_questions, gated, wait_until):
+    service = make_service(gated)
     answer = service.submit(ask(demo_questions[0]))
     pieces = iter(answer)
-    model.permits.release(20)
+    gated.permits.release(20)
     next(pieces)
     pieces.close()
-    model.open()
+    gated.open()
     wait_until(lambda: service.num_running == 0, "the row left")
     assert answer.finish_reason == "cancelled" and answer.completion_tokens < LONG
 
@@ -187,11 +141,11 @@ def test_a_bad_request_hits_nobody_else(make_service, demo_questions, alone):
         service.submit(ask(demo_questions[0], 100_000))
     with pytest.raises(ValueError, match="at least 1"):
         service.submit(ask(demo_questions[0], 0))
-    assert "".join(good) == alone(demo_questions[0])[0]
+    assert "".join(good) == alone(demo_questions[0], LONG)[0]
     assert service.num_waiting == 0 and service.is_healthy
 
 
-def test_a_receiver_that_fails_hits_nobody_else(make_service, demo_questions, alone):
+def test_a_receiver_that_fails_hits_nobody_else(make_service, demo_questions, alone, wait_until):
     service = make_service()
 
     def broken(piece):
@@ -199,75 +153,55 @@ def test_a_receiver_that_fails_hits_nobody_else(make_service, demo_questions, al
 
     lost = service.submit(ask(demo_questions[0]), broken)
     good = service.submit(ask(demo_questions[1]))
-    assert "".join(good) == alone(demo_questions[1])[0]
+    assert "".join(good) == alone(demo_questions[1], LONG)[0]
     wait_until(lambda: lost.finish_reason, "the end of the lost one")
     assert lost.finish_reason == "cancelled"
 
 
-class Breaking(Gated):
-    """Fails while ``is_broken`` says ``prefill`` or ``step``."""
-
-    is_broken = ""
-
-    def prefill(self, *arguments):
-        if self.is_broken == "prefill":
-            raise MemoryError("no room")
-        return super().prefill(*arguments)
-
-    def decode_step(self, tokens, cache):
-        logits = super().decode_step(tokens, cache)
-        if self.is_broken == "step":
-            raise RuntimeError("the device is gone")
-        return logits
-
-
-def test_a_failing_step_ends_its_rows_and_the_service_goes_on(
-    make_service, demo_questions, demo_model, alone
-):
-    model = Breaking(demo_model)
-    service = make_service(model)
-    model.is_broken = "step"
-    model.open()
+def test_a_failing_step_ends_its_rows_and_the_service_goes_on(make_service, demo_questions, alone, gated):
+    service = make_service(gated)
+    gated.failing = "step"
+    gated.open()
     for count in range(1, MOST_FAILURES + 1):
         answer = service.submit(ask(demo_questions[0]))
         with pytest.raises(AnswerFailed, match="the device is gone"):
             list(answer)
         assert answer.finish_reason == "error"
         assert service.is_healthy is (count < MOST_FAILURES)
-    model.is_broken = ""
-    assert "".join(service.submit(ask(demo_questions[0]))) == alone(demo_questions[0])[0]
+    gated.failing = ""
+    assert "".join(service.submit(ask(demo_questions[0]))) == alone(demo_questions[0], LONG)[0]
     assert service.is_healthy, "it has recovered"
 
 
-def test_a_prompt_that_cannot_be_read_leaves_the_others(make_service, demo_questions, demo_model, alone):
-    model = Breaking(demo_model)
-    service = make_service(model)
+def test_a_prompt_that_cannot_be_read_leaves_the_others(
+    make_service, demo_questions, alone, gated, wait_until
+):
+    service = make_service(gated)
     good = service.submit(ask(demo_questions[0]))
-    wait_until(lambda: model.rows == [1], "the first step")
-    model.is_broken = "prefill"
+    wait_until(lambda: gated.rows == [1], "the first step")
+    gated.failing = "prefill"
     bad = service.submit(ask(demo_questions[1]))
-    model.open()
+    gated.open()
     with pytest.raises(AnswerFailed, match="no room"):
         list(bad)
-    assert "".join(good) == alone(demo_questions[0])[0]
+    assert "".join(good) == alone(demo_questions[0], LONG)[0]
 
 
 def test_closing_finishes_what_is_there(make_service, demo_questions, alone):
     service = make_service(max_running=1)
     answers = [service.submit(ask(message)) for message in demo_questions[:2]]
     assert service.close(timeout=WAIT)
-    assert ["".join(answer) for answer in answers] == [alone(m)[0] for m in demo_questions[:2]]
+    assert ["".join(answer) for answer in answers] == [alone(m, LONG)[0] for m in demo_questions[:2]]
     with pytest.raises(ServiceStopped):
         service.submit(ask(demo_questions[0]))
     assert not service.is_healthy
 
 
-def test_closing_cancels_what_takes_too_long(make_service, demo_questions, demo_model):
-    model = Gated(demo_model)
-    service = make_service(model, max_running=1)
+def test_closing_cancels_what_takes_too_long(make_service, demo_questions, gated, wait_until):
+    service = make_service(gated, max_running=1)
     answers = [service.submit(ask(message)) for message in demo_questions[:2]]
-    wait_until(lambda: model.rows, "the first step")
-    threading.Timer(0.3, model.open).start()
+    wait_until(lambda: gated.rows, "the first step")
+    threading.Timer(0.3, gated.open).start()
     assert not service.close(timeout=0.1)
     assert [answer.finish_reason for answer in answers] == ["cancelled", "cancelled"]
 
@@ -278,24 +212,12 @@ def test_limits_are_checked(value):
         Limits(max_running=value)
 
 
-def test_the_model_is_used_by_one_thread_only(make_service, demo_questions, demo_model):
-    names = set()
-
-    class Watched(Gated):
-        def prefill(self, *arguments):
-            names.add(threading.current_thread().name)
-            return super().prefill(*arguments)
-
-        def decode_step(self, *arguments):
-            names.add(threading.current_thread().name)
-            return super().decode_step(*arguments)
-
-    model = Watched(demo_model)
-    service = make_service(model)
-    model.open()
+def test_the_model_is_used_by_one_thread_only(make_service, demo_questions, gated):
+    service = make_service(gated)
+    gated.open()
     threads = [threading.Thread(target=lambda m=m: list(service.submit(ask(m, 4)))) for m in demo_questions]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(WAIT)
-    assert names == {"answering"}
+    assert gated.threads == {"answering"}
