@@ -15,6 +15,7 @@ import httpx
 from paddlemix_vl2.server.errors import ApiError
 
 _MOST_REDIRECTS = 3
+_LAST_PORT = 65535
 _REDIRECTS = (301, 302, 303, 307, 308)
 # IPv6 networks whose addresses hold an IPv4 address that a gateway may connect to.
 _EMBEDDING = [ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")]
@@ -93,6 +94,8 @@ class PictureFetcher:
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError("only http and https URLs with a host are fetched")
         port = url.port or (443 if url.scheme == "https" else 80)
+        if port > _LAST_PORT:
+            raise ValueError(f"there is no port {port}")
         address = await resolve(url.host, port)
         headers = {"Host": url.netloc.decode("ascii"), "Accept-Encoding": "identity"}
         request = client.build_request(

@@ -12,6 +12,7 @@ from paddlemix_vl2.answering import AnswerService
 
 # Behind this many connections more have to wait for one to be accepted.
 _BACKLOG = 128
+_LAST_PORT = 65535
 # Seconds beyond those of the running answers in which their clients must have read them.
 _READING_TIME = 5
 
@@ -20,21 +21,18 @@ def bind(host: str, port: int) -> socket.socket:
     """A socket at this address, not yet listening; port 0 takes a free one.
 
     Raises:
+        ValueError: there is no such port.
         OSError: the address is in use, or not one of this machine.
     """
+    if not 0 <= port <= _LAST_PORT:
+        raise ValueError(f"port {port}: a port is a number from 0 to {_LAST_PORT}")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
-        raise OSError(f"{host}:{port}: {getattr(error, 'strerror', None) or error}") from None
-    try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-    except (OSError, OverflowError) as error:
-        sock.close()
-        raise OSError(f"{host}:{port}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise OSError(f"{host}:{port}: {error.strerror or error}") from None
     return sock
 
 

@@ -68,6 +68,7 @@ Content = Annotated[
     Field(min_length=1),
 ]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
+StopTexts = Annotated[list[StopText], Field(max_length=MAX_STOPS)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -107,7 +108,7 @@ class ChatRequest(BaseModel):
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] | None = None
-    stop: Annotated[list[StopText] | None, BeforeValidator(_as_list), Field(max_length=MAX_STOPS)] = None
+    stop: Annotated[StopTexts | None, BeforeValidator(_as_list)] = None
     # Beyond OpenAI's parameters, as other servers have them.
     top_k: Annotated[int, Field(ge=0, le=_LARGEST_SEED)] | None = None
     repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
