@@ -40,7 +40,7 @@ class Row:
     """A row of the batch: what chooses its tokens, what makes text of them, and when it ends.
 
     Attributes:
-        batch: the prompt as a batch of one, until it has been read.
+        sample: the prompt, until it has been read.
         last_token: what the next step is fed with.
     """
 
@@ -48,7 +48,8 @@ class Row:
         self.sample: Sample | None = sample
         self.answer = answer
         self.last_token: int | None = None
-        self._request = request
+        # Not the request itself: its pictures would stay until the answer ends.
+        self._sampling, self._stop = request.sampling, request.stop
         self._max_tokens = max_tokens
 
     def start(self, batch: dict, backend, end_tokens: frozenset[int]) -> None:
@@ -61,9 +62,9 @@ class Row:
         """
         self.sample = None  # its pictures are not needed any more, and are the most of it
         countable = ~batch["images_seq_mask"].astype("bool")
-        self._sampler = Sampler(self._request.sampling, 1, batch["input_ids"], countable)
+        self._sampler = Sampler(self._sampling, 1, batch["input_ids"], countable)
         self._decoder = RowDecoder(backend, end_tokens)
-        self._filter = StopFilter(self._request.stop)
+        self._filter = StopFilter(self._stop)
         self._end_tokens = end_tokens
 
     def choose(self, logits: paddle.Tensor) -> paddle.Tensor:

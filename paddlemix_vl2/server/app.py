@@ -180,14 +180,15 @@ class _Chat:
     async def _reply(self, request: Request, timing: Timing) -> Response:
         live = LiveAnswer()
         chat = await self._read(request)
+        reply, is_stream = Reply(self._settings.model_name, chat.includes_usage), chat.stream
         await while_connected(request.receive, self._submit(chat, live))
-        reply = Reply(self._settings.model_name, chat.includes_usage)
+        del chat  # its pictures would stay until the answer ends
 
         def end() -> None:
             live.answer.cancel()
             timing.end(live.answer)
 
-        if chat.stream:
+        if is_stream:
             return EventStream(_stream(live, reply, timing), end)
         try:
             return await while_connected(request.receive, _collect(live, reply, timing))

@@ -1,6 +1,7 @@
 """Listening, and a clean end."""
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
@@ -68,6 +69,8 @@ def run(app: FastAPI, service: AnswerService, sock: socket.socket, stop_timeout:
 
     Ends with SystemExit(0) after a signal.
     """
+    # It would note every URL that a picture came from, and what is secret in it.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     # uvicorn raises the signal again when it is done, which would look like a crash.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))

@@ -1,6 +1,8 @@
 """Answers of the service against those of ``model.generate`` for each prompt alone."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 from PIL import Image
@@ -80,6 +82,18 @@ def test_every_request_samples_in_its_own_way(make_service, demo_questions, alon
     texts = ["".join(answer) for answer in answers]
     assert texts == [alone(demo_questions[0], LONG, **way)[0] for way in ways]
     assert len(set(texts)) > 1
+
+
+def test_pictures_are_given_up_when_the_prompt_has_been_read(make_service, gated, wait_until):
+    service = make_service(gated)
+    picture = Image.new("RGB", (20, 20))
+    remembered = weakref.ref(picture)
+    request = AnswerRequest([{"role": "user", "content": "<image>"}], [picture], max_tokens=4)
+    answer = service.submit(request)
+    del request, picture
+    wait_until(lambda: answer.completion_tokens or gated.rows, "the prompt has been read")
+    gc.collect()
+    assert remembered() is None
 
 
 def test_stop_strings(make_service, demo_questions, alone):
