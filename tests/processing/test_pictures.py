@@ -2,13 +2,15 @@
 
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from paddlemix_vl2.processing import open_picture
+from paddlemix_vl2.processing.pictures import STRANGERS_FORMATS, decode_picture
 
 CORNERS = np.array(
     [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [90, 90, 90], [255, 255, 255]]], np.uint8
@@ -188,3 +190,30 @@ def test_very_long_names_are_cut():
     with pytest.raises(ValueError, match=r"^data:image/png;base64,x+\.\.\.: ") as caught:
         open_picture("data:image/png;base64," + "x" * 100000)
     assert len(str(caught.value)) < 400
+
+
+def encoded(kind: str, size=(30, 20)) -> bytes:
+    file = BytesIO()
+    corners().resize(size).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", STRANGERS_FORMATS)
+def test_bytes_of_a_stranger(kind):
+    picture = decode_picture(encoded(kind), "it", 600)
+    assert picture.mode == "RGB" and picture.size == (30, 20)
+    with pytest.raises(ValueError, match=r"it: .*30 x 20 pixels; 599 in all are possible"):
+        decode_picture(encoded(kind), "it", 599)
+
+
+@pytest.mark.parametrize("data", [b"", b"nothing", encoded("TIFF"), encoded("EPS"), encoded("PNG")[:60]])
+def test_bytes_that_are_refused(data):
+    with pytest.raises(ValueError, match=r"^it: "):
+        decode_picture(data, "it", 10_000)
+
+
+def test_too_many_pixels_are_not_decoded(monkeypatch):
+    data = encoded("PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="are possible"):
+        decode_picture(data, "it", 599)
