@@ -2,6 +2,7 @@
 
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,13 +126,21 @@ def wait_until():
 
 @pytest.fixture(scope="session")
 def alone(demo_model, demo_processor):
-    """What ``generate`` says to one message alone: the text, and how many tokens it took."""
+    """What ``generate`` says to one message alone: the text, and how many tokens it took.
 
-    def answer(message, max_tokens, **options):
+    In a thread of its own: ``paddle.no_grad()`` as a decorator keeps what it has to restore in one place for
+    all threads, and a service at work at the same time would leave this one without gradients.
+    """
+
+    def generate(message, max_tokens, **options):
         batch = demo_processor(conversations=[message])
         ids = demo_model.generate(**batch, max_new_tokens=max_tokens, **options)[0][0].tolist()
         ended = ids[-1] == demo_processor.tokenizer.eos_token_id
         return demo_processor.tokenizer.decode(ids[:-1] if ended else ids), len(ids)
+
+    def answer(*arguments, **options):
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(generate, *arguments, **options).result()
 
     return answer
 

@@ -56,7 +56,7 @@ class RunningBatch:
             return
         if self._cache.length == self._cache.capacity:
             self._cache.keep(list(range(len(self.rows))))
-        tokens = paddle.to_tensor([[row.last_token] for row in self.rows], "int64")
+        tokens = paddle.concat([row.last_token for row in self.rows]).unsqueeze(1)
         logits = self._model.decode_step(tokens, self._cache)
         chosen = [row.choose(logits[index : index + 1]) for index, row in enumerate(self.rows)]
         # The one read of the device per step.

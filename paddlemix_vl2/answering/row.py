@@ -41,13 +41,13 @@ class Row:
 
     Attributes:
         sample: the prompt, until it has been read.
-        last_token: what the next step is fed with.
+        last_token: what the next step is fed with, int64 [1].
     """
 
     def __init__(self, sample: Sample, request: AnswerRequest, max_tokens: int, answer: Answer):
         self.sample: Sample | None = sample
         self.answer = answer
-        self.last_token: int | None = None
+        self.last_token: paddle.Tensor | None = None
         # Not the request itself: its pictures would stay until the answer ends.
         self._sampling, self._stop = request.sampling, request.stop
         self._max_tokens = max_tokens
@@ -69,11 +69,11 @@ class Row:
 
     def choose(self, logits: paddle.Tensor) -> paddle.Tensor:
         """The next token, int64 [1], of logits [1, V]; it stays on the device."""
-        return self._sampler.next_token(logits)[0]
+        self.last_token = self._sampler.next_token(logits)[0]
+        return self.last_token
 
     def put(self, token: int) -> None:
         """Take the token that was chosen, hand its text on, and end the answer where it ends."""
-        self.last_token = token
         try:
             self._put(token)
         # The tokenizer's library raises plain Exception; the other rows go on.

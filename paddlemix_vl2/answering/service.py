@@ -52,7 +52,8 @@ class AnswerService:
     own thread alone. Between two steps of the batch at most one newcomer's prompt is read.
 
     Args:
-        model: a ``DeepseekVLV2ForCausalLM`` in evaluation mode; nobody else may use it meanwhile.
+        model: a ``DeepseekVLV2ForCausalLM`` in evaluation mode. Nobody else may use it meanwhile: Paddle's
+            ``no_grad`` around its methods is not made for two threads.
         processor: its processor.
         limits: how much at once.
     """

@@ -7,6 +7,7 @@ cache)``, and reads the device once per step, for the tokens themselves.
 import numpy as np
 import paddle
 
+from paddlemix_vl2 import device
 from paddlemix_vl2.generation.sampling import Sampler, SamplingParameters
 
 _PICTURES = ("images", "images_seq_mask", "images_spatial_crop")
@@ -92,7 +93,7 @@ def _decode(model, sampler, logits, cache, max_new_tokens, stops, streamer):
         while True:
             chosen, log_probs = sampler.next_token(logits)
             tokens = np.where(alive, chosen.numpy(), fill)  # the one read of the device per step
-            scores += log_probs * paddle.to_tensor(alive.astype(np.float32))
+            scores += log_probs * device.to_tensor(alive.astype(np.float32))
             answers.append(tokens)
             if streamer is not None:
                 streamer.put(tokens)
@@ -101,11 +102,11 @@ def _decode(model, sampler, logits, cache, max_new_tokens, stops, streamer):
             alive &= ~ended
             if not alive.any() or len(answers) == max_new_tokens:
                 break
-            logits = model.decode_step(paddle.to_tensor(tokens).unsqueeze(1), cache)
+            logits = model.decode_step(device.to_tensor(tokens).unsqueeze(1), cache)
     finally:
         if streamer is not None:
             streamer.end()
-    return paddle.to_tensor(np.stack(answers, axis=1)), scores.unsqueeze(1)
+    return device.to_tensor(np.stack(answers, axis=1)), scores.unsqueeze(1)
 
 
 def _stop_tokens(eos_token_id) -> np.ndarray:

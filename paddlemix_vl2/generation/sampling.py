@@ -21,6 +21,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from paddlemix_vl2 import device
+
 # Uniform numbers go to the device for so many steps at once; it does not change which numbers they are.
 _DRAWS_PER_COPY = 64
 # Below, float32 has no such number; long before, sampling is the greedy choice.
@@ -214,7 +216,7 @@ class Sampler:
         column = self._step % _DRAWS_PER_COPY
         if column == 0:
             draws = [generator.random(_DRAWS_PER_COPY, dtype=np.float32) for generator in self._generators]
-            self._draws = paddle.to_tensor(np.stack(draws))
+            self._draws = device.to_tensor(np.stack(draws))
         return self._draws[:, column : column + 1]
 
 

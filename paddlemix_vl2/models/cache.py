@@ -5,8 +5,10 @@ and leave between steps: keys are stored rotated by positions that do not count 
 to the right behind more padding changes nothing of what its next queries see.
 """
 
+import numpy as np
 import paddle
 
+from paddlemix_vl2 import device
 from paddlemix_vl2.configuration import DeepseekV2Config
 
 # A cache whose rows come and go grows by so many positions at a time: growing copies what is filled, and a
@@ -196,7 +198,7 @@ class ModelCache:
 
         The capacity becomes :func:`roomy_capacity`; with all rows, this is how a full cache grows.
         """
-        index = paddle.to_tensor(rows, "int64")
+        index = device.to_tensor(np.array(rows, np.int64))
         padding = paddle.gather(self.padding, index)
         common = int(padding.min())
         length = self.length - common

@@ -113,7 +113,9 @@ def _handle_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method} {request.url.path}: {error.detail}"
-        return ApiError(error.status_code, message).response()
+        response = ApiError(error.status_code, message).response()
+        response.headers.update(error.headers or {})
+        return response
 
     @app.exception_handler(Exception)
     async def failure(request: Request, error: Exception) -> Response:
@@ -179,10 +181,7 @@ class _Chat:
 
     async def _reply(self, request: Request, timing: Timing) -> Response:
         live = LiveAnswer()
-        chat = await self._read(request)
-        reply, is_stream = Reply(self._settings.model_name, chat.includes_usage), chat.stream
-        await while_connected(request.receive, self._submit(chat, live))
-        del chat  # its pictures would stay until the answer ends
+        reply, is_stream = await self._accept(request, live)
 
         def end() -> None:
             live.answer.cancel()
@@ -195,35 +194,44 @@ class _Chat:
         finally:
             end()
 
+    async def _accept(self, request: Request, live: LiveAnswer) -> tuple[Reply, bool]:
+        """Put the request into the queue. Its body, with the pictures in it, is forgotten here."""
+        self._arriving += 1
+        try:
+            self._check_open()
+            chat = await self._read(request)
+            await while_connected(request.receive, self._submit(chat, live))
+            return Reply(self._settings.model_name, chat.includes_usage), bool(chat.stream)
+        except (QueueFull, ServiceStopped) as error:
+            raise _turned_away(error) from None
+        finally:
+            self._arriving -= 1
+
     async def _read(self, request: Request) -> ChatRequest:
         """The body, checked."""
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type != "application/json":
             # Also keeps the pages of a browser from sending requests here without asking first.
             raise ApiError(415, "the content type must be application/json")
-        self._check_open()
-        self._arriving += 1
         try:
             with anyio.fail_after(self._settings.body_timeout):
                 body = await self._read_body(request)
         except TimeoutError:
             seconds = self._settings.body_timeout
             raise ApiError(408, f"the body did not arrive within {seconds:g} seconds") from None
-        finally:
-            self._arriving -= 1
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._parse, body)
 
     def _check_open(self) -> None:
-        """Turn a request away before its body is read, where there is no place for it."""
+        """Turn a request away before its body is read, where there is no place for it.
+
+        Raises:
+            QueueFull, ServiceStopped: as :meth:`AnswerService.submit`.
+        """
         limits = self._service.limits
-        try:
-            self._service.check_open()
-        except QueueFull as error:
-            raise ApiError(429, str(error), code="queue_full") from None
-        except ServiceStopped as error:
-            raise ApiError(503, str(error), code="stopped") from None
-        if self._arriving >= limits.max_running + limits.max_waiting:
-            raise ApiError(429, "too many requests are arriving; try again later", code="queue_full")
+        self._service.check_open()
+        # Each holds its body and pictures until it is in the queue.
+        if self._arriving > limits.max_running + limits.max_waiting:
+            raise QueueFull("too many requests are arriving; try again later")
 
     async def _read_body(self, request: Request) -> bytes:
         most = self._settings.max_body_bytes
@@ -288,14 +296,16 @@ class _Chat:
 
         try:
             await live.submit(self._executor, prepare)
-        except QueueFull as error:
-            raise ApiError(429, str(error), code="queue_full") from None
-        except ServiceStopped as error:
-            raise ApiError(503, str(error), code="stopped") from None
         except PromptTooLong as error:
             raise ApiError(400, str(error), "messages", "context_length_exceeded") from None
         except ValueError as error:
             raise ApiError(400, str(error), "messages", "invalid_value") from None
+
+
+def _turned_away(error: QueueFull | ServiceStopped) -> ApiError:
+    if isinstance(error, QueueFull):
+        return ApiError(429, str(error), code="queue_full")
+    return ApiError(503, str(error), code="stopped")
 
 
 async def _collect(live: LiveAnswer, reply: Reply, timing: Timing) -> Response:

@@ -153,31 +153,37 @@ def _ignore(call, *arguments, **options):
     return list(reply) if options["stream"] else reply
 
 
-def test_a_full_queue(start_server, demo_messages, gated, wait_until):
+def test_a_full_queue(start_server, run_and_wait, demo_messages, gated):
     server = start_server(gated, {"max_running": 1, "max_waiting": 1})
-    client = connect(server)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(complete, client, demo_messages[0])
-        wait_until(lambda: server.metric("vl2_running_rows") == 1, "the row runs")
-        second = pool.submit(complete, client, demo_messages[1])
-        wait_until(lambda: server.metric("vl2_waiting_requests") == 1, "the second waits")
+        first, second = run_and_wait(server, pool)
         with pytest.raises(openai.RateLimitError) as caught:
-            complete(client, demo_messages[2])
+            complete(connect(server), demo_messages[2])
         assert caught.value.code == "queue_full" and caught.value.response.headers["retry-after"] == "1"
         gated.open()
-        assert first.result().choices and second.result().choices
+        assert first.result()[1] and second.result().choices
     assert server.metric('vl2_requests_total{status="429"}') == 1
 
 
-def test_the_end_of_the_server_waits_for_answers(start_server, demo_messages, gated, wait_until):
+@pytest.fixture
+def run_and_wait(demo_messages, wait_until):
+    """``run_and_wait(server, pool)``: one request that streams and runs, another that waits, as futures."""
+
+    def begin(server, pool):
+        first = pool.submit(read_stream, connect(server), demo_messages[0])
+        wait_until(lambda: server.metric("vl2_running_rows") == 1, "the first runs")
+        second = pool.submit(complete, connect(server), demo_messages[1])
+        wait_until(lambda: server.metric("vl2_waiting_requests") == 1, "the second waits")
+        return first, second
+
+    return begin
+
+
+def test_the_end_of_the_server_waits_for_answers(start_server, run_and_wait, gated, wait_until):
     """What SIGTERM does: running and waiting requests are answered, new ones are not accepted."""
     server = start_server(gated, {"max_running": 1})
-    client = connect(server)
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(read_stream, client, demo_messages[0])
-        wait_until(lambda: server.metric("vl2_running_rows") == 1, "the row runs")
-        second = pool.submit(complete, client, demo_messages[1])
-        wait_until(lambda: server.metric("vl2_waiting_requests") == 1, "the second waits")
+        first, second = run_and_wait(server, pool)
         server.begin_to_stop()
         wait_until(lambda: not _accepts(server), "no connection is accepted")
         gated.open()
@@ -187,13 +193,10 @@ def test_the_end_of_the_server_waits_for_answers(start_server, demo_messages, ga
     assert not server.service.is_healthy
 
 
-def test_the_end_of_the_server_is_bounded(start_server, demo_messages, gated, wait_until):
+def test_the_end_of_the_server_is_bounded(start_server, run_and_wait, gated):
     server = start_server(gated, {"max_running": 1}, stop_timeout=0.2)
     with ThreadPoolExecutor(3) as pool:
-        first = pool.submit(read_stream, connect(server), demo_messages[0])
-        wait_until(lambda: server.metric("vl2_running_rows") == 1, "the row runs")
-        second = pool.submit(complete, connect(server), demo_messages[1])
-        wait_until(lambda: server.metric("vl2_waiting_requests") == 1, "the second waits")
+        first, second = run_and_wait(server, pool)
         server.begin_to_stop()
         with pytest.raises(openai.InternalServerError, match="ended before the answer"):
             second.result()
