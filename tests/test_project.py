@@ -42,6 +42,8 @@ MAY_IMPORT = {
     "data": {"configuration", "image_layout", "keys", "processing", "generation", "demo"},
     "models": SHARED | {"checkpoints", "generation"},
     "evaluation": {"data", "generation", "keys", "processing"},
+    "answering": {"processing", "generation", "models"},
+    "server": SHARED | {"answering", "processing", "generation"},
     "training": SHARED | {"checkpoints", "data", "models", "processing"},
     "__init__": {"device"},
 }
