@@ -123,6 +123,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         from paddlemix_vl2.generation.drawing import check_output
         from paddlemix_vl2.generation.sampling import SamplingParameters
         from paddlemix_vl2.hub import resolve_checkpoint
+        from paddlemix_vl2.processing.conversation import place_pictures
         from paddlemix_vl2.processing.pictures import open_picture
 
     device.set_device(arguments.device)
@@ -137,8 +138,9 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     config = DeepseekVLV2Config.from_json(folder)
     processor = DeepseekVLV2Processor.from_pretrained(folder)
     _check_tokens_per_tile(folder, processor.tokens_per_side, config.image_tokens_per_side)
+    content = place_pictures(arguments.question, len(opened), IMAGE_TOKEN)
     batch = processor(
-        conversations=make_conversation(arguments.question, len(opened)),
+        conversations=[{"role": "<|User|>", "content": content}, {"role": "<|Assistant|>", "content": ""}],
         images=opened,
         system_prompt=arguments.system_prompt,
     )
@@ -244,13 +246,6 @@ def sampling_flags(arguments: argparse.Namespace) -> dict:
         given = {}
     common = {"repetition_penalty": arguments.repetition_penalty, "seed": arguments.seed}
     return {"do_sample": bool(given), **given, **common}
-
-
-def make_conversation(question: str, num_pictures: int) -> list[dict]:
-    """One question; where it does not say where the pictures belong, they come first."""
-    if IMAGE_TOKEN not in question:
-        question = f"{IMAGE_TOKEN}\n" * num_pictures + question
-    return [{"role": "<|User|>", "content": question}, {"role": "<|Assistant|>", "content": ""}]
 
 
 def show_boxes(text: str, picture, output: str | None) -> None:

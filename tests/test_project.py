@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "models": SHARED | {"checkpoints", "generation"},
     "evaluation": {"data", "generation", "keys", "processing"},
     "training": SHARED | {"checkpoints", "data", "models", "processing"},
+    "web": {"processing", "generation"},
     "__init__": {"device"},
 }
 
