@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "evaluation": {"data", "generation", "keys", "processing"},
     "training": SHARED | {"checkpoints", "data", "models", "processing"},
     "web": {"processing", "generation"},
+    "figures": SHARED | {"processing", "models", "training"},
     "__init__": {"device"},
 }
 
