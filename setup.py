@@ -7,7 +7,15 @@ from setuptools import find_packages, setup
 
 # gradio 6.18 asks for huggingface-hub 1, which the tokenizers that paddlenlp 3.0.0b4 takes cannot have.
 WEB = ["gradio>=6.16,<6.18"]
-TEST = ["pytest>=8", "ruff==0.17.6", "playwright>=1.45", *WEB]
+TEST = [
+    "pytest>=8",
+    "ruff==0.17.6",
+    "playwright>=1.45",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
+    *WEB,
+]
 
 setup(
     name="paddlemix-vl2",

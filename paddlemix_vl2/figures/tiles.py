@@ -41,7 +41,7 @@ def _draw_view(axes, view: np.ndarray, cell: int, title: str) -> None:
     axes.set_title(title, fontsize=9)
     edges = np.arange(cell, view.shape[0], cell) - 0.5
     axes.set(xticks=edges, yticks=edges, xticklabels=[], yticklabels=[])
-    axes.grid(color="white", linewidth=0.8)
+    axes.grid(color="0.25", linewidth=0.6, alpha=0.6)
     axes.tick_params(length=0)
 
 

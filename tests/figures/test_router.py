@@ -57,7 +57,7 @@ def demo(golden):
 
 
 def test_a_reading_is_of_the_models_own_routing(demo):
-    """Against the routers of a whole forward pass: loads, first experts, and which tokens are the picture's."""
+    """Against the routers of a whole forward pass: loads, first experts, which tokens are the picture's."""
     model, processor = demo
     (picture,), _ = make_question("describe", "test", 0, "en")
     messages = [{"role": "user", "content": "<image>\nWhat is this?", "images": [picture]}]

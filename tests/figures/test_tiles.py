@@ -10,7 +10,7 @@ from paddlemix_vl2.image_layout import num_image_tokens
 
 
 def test_the_tokens_of_two_tiles_by_hand():
-    """2 x 1 tiles of 2 x 2 features: two rows of the global view, the separator, two rows across both tiles."""
+    """2 x 1 tiles of 2 x 2 features: two rows of the global view, separator, two rows across the tiles."""
     expected = [1, 1, 2, 1, 1, 2, 3, 4, 4, 5, 5, 2, 4, 4, 5, 5, 2]
     assert token_kinds((2, 1), 2).tolist() == expected
 
