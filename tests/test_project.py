@@ -45,6 +45,8 @@ MAY_IMPORT = {
     "answering": {"processing", "generation", "models"},
     "server": SHARED | {"answering", "processing", "generation"},
     "training": SHARED | {"checkpoints", "data", "models", "processing"},
+    "web": {"processing", "generation"},
+    "figures": SHARED | {"processing", "models", "training"},
     "__init__": {"device"},
 }
 
