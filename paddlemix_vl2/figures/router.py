@@ -44,7 +44,8 @@ def read_router(model: DeepseekVLV2ForCausalLM, batch: dict, layers: list[int], 
     output = model.language.model(embeddings, paddle.arange(embeddings.shape[1]).unsqueeze(0))
     loads = RouterLoads()
     loads.add(output.routings, batch["attention_mask"])
-    statistics = {name: np.array(values) for name, values in loads.statistics().items()}
+    found = loads.statistics()
+    statistics = {name: np.array(found[name]) for name in ("max_vio", "entropy", "load")}
     chosen = output.routings[layers.index(layer)]
     return Reading(
         layers=layers,
