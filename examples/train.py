@@ -14,9 +14,20 @@ would be trained, for how long and in how much memory, without training; weights
 import argparse
 import sys
 
+import inference_cli
+
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    try:
+        run(parse(argv))
+    except (OSError, ValueError) as error:
+        inference_cli.say("error: " + " ".join(str(error).split()))
+        return 2
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = inference_cli.OneLineParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("recipe", help="YAML file, see configs/train")
@@ -25,19 +36,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, help="with --dry_run: how many would train together")
     arguments = parser.parse_intermixed_args(argv)  # key=value also after --dry_run
     if arguments.processes is not None and (arguments.processes < 1 or not arguments.dry_run):
-        parser.error("--processes belongs to --dry_run and is at least 1")
-    try:
-        from paddlemix_vl2.training import plan, recipe, run
+        raise ValueError("--processes belongs to --dry_run and is at least 1")
+    return arguments
 
-        settings = recipe.load_recipe(arguments.recipe, arguments.changes)
-        if arguments.dry_run:
-            print(plan.describe(settings, arguments.processes))
-        else:
-            print(f"The trained model is in {run.train(settings)}")
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def run(arguments: argparse.Namespace) -> None:
+    from paddlemix_vl2.training import plan, recipe, run
+
+    settings = recipe.load_recipe(arguments.recipe, arguments.changes)
+    if arguments.dry_run:
+        print(plan.describe(settings, arguments.processes))
+    else:
+        print(f"The trained model is in {run.train(settings)}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,23 @@ def prefill_flops(config: DeepseekV2Config, tokens: int) -> int:
     return 2 * (tokens * layer_weights_per_token(config) + attention + head)
 
 
+def training_row_flops(config: DeepseekVLV2Config, tokens: int, tiles: int) -> dict[str, int]:
+    """Operations of the forward pass of a training row, ``vision`` (with the projector) and ``language``: an
+    upper bound, as if one sample filled the row and every token were predicted."""
+    language = config.language_config
+    head = 2 * language.vocab_size * language.hidden_size
+    return {
+        "vision": vision_flops(config, tiles),
+        "language": prefill_flops(language, tokens) + (tokens - 1) * head,
+    }
+
+
+def dispatched_bytes(config: DeepseekV2Config, tokens: int, bytes_per_value: int) -> int:
+    """Bytes of the copies of the tokens, one for each chosen expert, that all mixture layers send to them."""
+    moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    return moe_layers * tokens * (config.num_experts_per_tok or 0) * config.hidden_size * bytes_per_value
+
+
 def decode_bytes(
     config: DeepseekV2Config, length: int, bytes_per_weight: int, bytes_per_cached: int | None = None
 ) -> int:

@@ -41,3 +41,18 @@ def test_latent_attention_of_small():
     # The cache holds 512 + 64 values per position and layer.
     grown = costs.decode_bytes(language, 11, 2) - costs.decode_bytes(language, 10, 2)
     assert grown == 2 * 27 * 576
+
+
+def test_a_training_row_predicts_every_token(tiny):
+    language = tiny.language_config
+    row = costs.training_row_flops(tiny, tokens=100, tiles=3)
+    assert row["vision"] == costs.vision_flops(tiny, 3)
+    # A prompt has the logits of one position, a row those of all.
+    assert row["language"] - costs.prefill_flops(language, 100) == 99 * 2 * 129280 * 1280
+
+
+def test_what_tokens_take_to_their_experts(tiny):
+    # Eleven mixture layers, six experts per token, width 1280.
+    assert (
+        costs.dispatched_bytes(tiny.language_config, tokens=10, bytes_per_value=2) == 11 * 10 * 6 * 1280 * 2
+    )

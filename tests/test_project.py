@@ -11,9 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import paddlemix_vl2
 from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.training.cluster import PAPER_RUNS, Cluster, plan_cluster
+from paddlemix_vl2.training.memory import Division
 from paddlemix_vl2.training.plan import describe
 from paddlemix_vl2.training.recipe import load_recipe
 
@@ -37,6 +40,7 @@ MAY_IMPORT = {
     "demo": {"configuration", "image_layout", "processing", "generation"},
     "data": {"configuration", "image_layout", "keys", "processing", "generation", "demo"},
     "models": SHARED | {"checkpoints", "generation"},
+    "evaluation": {"data", "generation", "keys", "processing"},
     "distributed": {"checkpoints", "models"},
     "training": SHARED | {"distributed", "checkpoints", "data", "models", "processing"},
     "__init__": {"device"},
@@ -145,12 +149,15 @@ def test_files_stay_small():
 
 MODEL_CONFIGS = sorted((ROOT / "configs" / "model").rglob("*.json"))
 RECIPES = sorted((ROOT / "configs" / "train").rglob("*.yaml"))
+CLUSTER_RECIPES = [path for path in RECIPES if path.parent.name == "clusters"]
 NUM_RECIPES = 7 + 3 * 4  # of the demo; three stages and one with adapters for each published model
+NUM_CLUSTER_RECIPES = 2 * (5 + 4)  # stages 2 and 3 of VL2-Small and VL2
 
 
 def test_all_configs_are_found():
     assert [path.stem for path in MODEL_CONFIGS] == ["base", "demo", "small", "tiny"]
-    assert len(RECIPES) == NUM_RECIPES
+    assert len(CLUSTER_RECIPES) == NUM_CLUSTER_RECIPES
+    assert len(RECIPES) == NUM_RECIPES + NUM_CLUSTER_RECIPES
     files = {path for path in (ROOT / "configs").rglob("*") if path.is_file()}
     assert files == {*MODEL_CONFIGS, *RECIPES}, "a new kind of config needs its own test"
 
@@ -188,7 +195,7 @@ def test_the_recipes_have_the_papers_figures(model, stage):
     arguments = load_recipe(file)
     processes = int(re.search(r"^# Processes: (\d+)", file.read_text(), re.MULTILINE)[1])
     batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
-    assert batch * processes == rows
+    assert batch * processes == rows == PAPER_RUNS[model].rows[stage - 1]
     assert arguments.max_steps == round(tokens * 1e9 / (rows * 4096))
     assert (arguments.learning_rate, arguments.schedule) == (rate, schedule)
     parts = arguments.vision, arguments.projector, arguments.language
@@ -201,6 +208,25 @@ def test_the_recipes_have_the_papers_figures(model, stage):
     assert arguments.bias_update_speed == (0.001 if (model, stage) == ("base", 2) else 0)
     assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.95, 0.1)
     assert (arguments.max_grad_norm, arguments.max_seq_length, arguments.bf16_wanted) == (1.0, 4096, True)
+
+
+@pytest.mark.parametrize("path", CLUSTER_RECIPES, ids=relative)
+def test_recipes_for_clusters_change_no_more_than_the_degrees(path):
+    """The batch is the paper's on that many nodes, and what does not fit into an A100 is said to be so."""
+    text = path.read_text(encoding="utf-8")
+    changes = yaml.safe_load(text)
+    model, stage, nodes = re.fullmatch(r"(small|base)_stage([23])_(\d+)nodes?", path.stem).groups()
+    assert re.search(r"^# Nodes: (\d+) ", text, re.MULTILINE)[1] == nodes
+    base = path.parent / changes.pop("recipe")
+    assert base.name == f"{model}_{STAGES[int(stage) - 1][0]}.yaml" and changes.pop("balance_tiles") is True
+    experts = changes.pop("expert_parallel_degree")
+    assert changes.keys() == {"gradient_accumulation_steps"}
+    arguments = load_recipe(base, [f"{key}={value}" for key, value in changes.items()])
+    plan = plan_cluster(arguments, Cluster(int(nodes)), Division(experts))
+    assert plan.rows == PAPER[model][int(stage) - 1][2]
+    stated = re.search(r"^# Memory: (\d+) GB", text, re.MULTILINE)
+    needed = sum(plan.memory.values()) / 1e9
+    assert int(stated[1]) == round(needed) if stated else needed < 80
 
 
 def _missing(written, read, place=""):

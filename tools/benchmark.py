@@ -16,6 +16,7 @@ transformers, here or in the environment of ``--peer_python``.
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from command_line import OneLineParser, exit_code
 
 # Before Paddle itself: MKL's fast path on AMD has to be asked for first.
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM, costs
@@ -42,21 +44,17 @@ PEER_PROGRAM = Path(__file__).with_name("transformers_peer.py")
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    try:
-        set_device(arguments.device)
-        report = run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: report_on(parse(argv)))
+
+
+def report_on(arguments: argparse.Namespace) -> None:
+    set_device(arguments.device)
+    report = run(arguments)
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))
-    return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(__doc__)
     parser.add_argument("model_path", type=Path, help="checkpoint folder; a random one will do")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
@@ -67,11 +65,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--against", choices=("transformers",), help="time its parts of the model in between")
     parser.add_argument("--peer_dtype", default="bfloat16", choices=("float32", "bfloat16"), help="its dtype")
-    parser.add_argument("--peer_python", default=sys.executable, metavar="FILE", help="Python that has torch")
+    parser.add_argument("--peer_python", metavar="FILE", help="Python that has torch (default: this one)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     arguments = parser.parse_args(argv)
     if min(arguments.tiles, arguments.prompt_tokens, arguments.new_tokens - 1, arguments.repeats) < 1:
-        parser.error("--tiles, --prompt_tokens and --repeats are at least 1, --new_tokens at least 2")
+        raise ValueError("--tiles, --prompt_tokens and --repeats are at least 1, --new_tokens at least 2")
+    if arguments.peer_python and not arguments.against:
+        raise ValueError("--peer_python runs the peer of --against, which is not given")
+    arguments.peer_python = arguments.peer_python or sys.executable
+    if not shutil.which(arguments.peer_python):
+        raise FileNotFoundError(f"--peer_python {arguments.peer_python}: no such program")
     return arguments
 
 

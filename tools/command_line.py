@@ -19,14 +19,13 @@ class OneLineParser(argparse.ArgumentParser):
         raise ValueError(f"{message}; --help lists the flags")
 
 
-def exit_code(run: Callable[[], None]) -> int:
-    """0, or 2 where ``run`` raised what the user has to change, said in one line."""
+def exit_code(run: Callable[[], int | None]) -> int:
+    """What ``run`` returns (0 for nothing); 2, after one line, where it raised what a user has to change."""
     try:
-        run()
+        return run() or 0
     except (ValueError, OSError) as error:
         say("error: " + " ".join(str(error).split()))
         return 2
-    return 0
 
 
 def say(message: str) -> None:

@@ -5,13 +5,13 @@
 prints each file and what it shows.
 """
 
-import argparse
 import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from command_line import OneLineParser, exit_code
 
 from paddlemix_vl2.demo import scenes
 from paddlemix_vl2.demo.drawing import draw
@@ -56,9 +56,11 @@ def find(name: str):
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    return exit_code(lambda: run(argv))
+
+
+def run(argv: list[str] | None) -> None:
+    parser = OneLineParser(__doc__)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(argv).folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
         draw(subject, SCALE).save(temporary, optimize=True)
         temporary.replace(file)
         print(f"{file}: {describe(subject, 'en')} ({len(parts_of(subject))} parts)")
-    return 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import numpy as np
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
     import benchmark  # beside this file
+    from command_line import OneLineParser, exit_code
 
     import paddlemix_vl2
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
@@ -56,24 +57,21 @@ Sections = dict[str, Callable[[], Lines]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    try:
-        device.set_device(arguments.device)
-        folder = resolve_checkpoint(arguments.model_path)
-        language = DeepseekVLV2Config.from_json(folder).language_config
-        check_lengths(arguments.prompt_tokens, arguments.new_tokens, None, language.max_sequence_length)
-        failed = write_report(arguments.output, sections(folder, arguments))
-    except (ValueError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    return exit_code(lambda: check(parse(argv)))
+
+
+def check(arguments: argparse.Namespace) -> int:
+    device.set_device(arguments.device)
+    folder = resolve_checkpoint(arguments.model_path)
+    language = DeepseekVLV2Config.from_json(folder).language_config
+    check_lengths(arguments.prompt_tokens, arguments.new_tokens, None, language.max_sequence_length)
+    failed = write_report(arguments.output, sections(folder, arguments))
     print(f"{arguments.output}: {', '.join(failed) + ' failed' if failed else 'every section ran'}")
     return 1 if failed else 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = OneLineParser(__doc__)
     add = parser.add_argument
     default = ROOT / "paddlemix_vl2" / "demo" / "checkpoint"
     add("--model_path", default=str(default), help="checkpoint folder or hub name (default: the demo's)")
@@ -85,7 +83,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--repeats", type=int, default=5, metavar="N", help="timings, of which the median counts (default 5)")
     arguments = parser.parse_args(argv)
     if min(arguments.prompt_tokens, arguments.new_tokens - 1, arguments.tiles, arguments.repeats) < 1:
-        parser.error("--prompt_tokens, --tiles and --repeats are at least 1, --new_tokens at least 2")
+        raise ValueError("--prompt_tokens, --tiles and --repeats are at least 1, --new_tokens at least 2")
     return arguments
 
 

@@ -8,10 +8,11 @@ where the checkpoint is as expected, 1 where it differs, 2 where it cannot be re
 Only the headers of the files are read.
 """
 
-import argparse
 import math
 import sys
 from collections import Counter
+
+from command_line import OneLineParser, exit_code
 
 from paddlemix_vl2.checkpoints.comparison import detect_layout, find_differences
 from paddlemix_vl2.checkpoints.expected import expected_tensors
@@ -24,21 +25,19 @@ PARTS = ("vision", "projector", "language")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return exit_code(lambda: run(argv))
+
+
+def run(argv: list[str] | None) -> int:
+    parser = OneLineParser(__doc__)
     parser.add_argument("folder", help="the checkpoint")
     parser.add_argument(
         "--against", metavar="CONFIG", help="config.json to compare with (default: the folder's own)"
     )
     arguments = parser.parse_args(argv)
-    try:
-        folder = resolve_checkpoint(arguments.folder)
-        stored = open_checkpoint(folder)
-        config = DeepseekVLV2Config.from_json(arguments.against or folder)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder = resolve_checkpoint(arguments.folder)
+    stored = open_checkpoint(folder)
+    config = DeepseekVLV2Config.from_json(arguments.against or folder)
     print("\n".join([*describe_files(stored), *describe_geometry(config)]))
     layout, verdict = compare(stored, config)
     print(f"layout: {layout}")

@@ -6,9 +6,10 @@ prints the folder and the size of the vocabulary. The files are the published on
 ``tokenizer_config.json`` and ``processor_config.json``.
 """
 
-import argparse
 import sys
 from pathlib import Path
+
+from command_line import OneLineParser, exit_code
 
 from paddlemix_vl2 import DeepseekVLV2Processor
 from paddlemix_vl2.configuration import DeepseekVLV2Config
@@ -18,9 +19,11 @@ CONFIG = Path(__file__).parents[1] / "configs" / "model" / "demo.json"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    return exit_code(lambda: run(argv))
+
+
+def run(argv: list[str] | None) -> None:
+    parser = OneLineParser(__doc__)
     parser.add_argument("folder", type=Path, help="is created where it does not exist")
     arguments = parser.parse_args(argv)
     config = DeepseekVLV2Config.from_json(CONFIG)
@@ -34,7 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(arguments.folder)
     print(f"{arguments.folder}: {tokenizer.backend.get_vocab_size()} tokens")
-    return 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from statistics import NormalDist
 
 import numpy as np
 import paddle
+from command_line import OneLineParser, exit_code
 from tokenizers import Tokenizer
 
 from paddlemix_vl2.checkpoints.expected import expected_tensors
@@ -41,19 +42,11 @@ SMALL_DEVIATION = 0.02
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    try:
-        make_checkpoint(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(lambda: make_checkpoint(parse_arguments(argv)))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(__doc__)
     parser.add_argument("geometry", help="tiny, small, base, or a config.json")
     parser.add_argument("folder", type=Path, help="where to write; an older checkpoint in it is replaced")
     parser.add_argument("--layers", type=positive, metavar="N", help="layers of the language model")

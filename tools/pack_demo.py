@@ -7,10 +7,11 @@ prints the folder and its size. ``curves.png`` shows the runs one after the othe
 by hand.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
+
+from command_line import OneLineParser, exit_code
 
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
 
@@ -18,9 +19,11 @@ PLOT = Path(__file__).with_name("plot_training.py")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    return exit_code(lambda: run(argv))
+
+
+def run(argv: list[str] | None) -> None:
+    parser = OneLineParser(__doc__)
     parser.add_argument("trained", type=Path, help="folder of the trained model")
     parser.add_argument("folder", type=Path, help="where to write")
     parser.add_argument(
@@ -42,7 +45,6 @@ def main(argv: list[str] | None = None) -> int:
     subprocess.run(list(map(str, curves)), check=True)
     size = sum(file.stat().st_size for file in arguments.folder.iterdir())
     print(f"{arguments.folder}: {size / 1e6:.1f} MB")
-    return 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ and prints a table of evaluation losses and of the router's MaxVio (0: all exper
 is finished is not run again.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from command_line import OneLineParser, exit_code
 from safetensors.numpy import load_file, save_file
 
 ROOT = Path(__file__).parents[1]
@@ -89,9 +89,11 @@ def summarize(folder: Path) -> tuple[float, float, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    return exit_code(lambda: compare(argv))
+
+
+def compare(argv: list[str] | None) -> None:
+    parser = OneLineParser(__doc__)
     parser.add_argument("work", type=Path, help="folder with stage0_look and stage1 of make train-demo")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps of each run (default 200)")
     parser.add_argument("--processes", type=int, default=2, help="of each run (default 2)")
@@ -100,8 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     work = arguments.work.resolve()
     for stage in ("stage0_look", "stage1"):
         if not (work / stage / "config.json").is_file():
-            print(f"error: {work / stage}: no checkpoint there; make train-demo writes it", file=sys.stderr)
-            return 2
+            raise FileNotFoundError(f"{work / stage}: no checkpoint there; make train-demo writes it")
     lines = [
         f"| {arguments.steps} steps of stage 2 | evaluation loss | training loss | MaxVio |",
         "|---|---|---|---|",
@@ -116,7 +117,6 @@ def main(argv: list[str] | None = None) -> int:
         temporary = arguments.output.with_suffix(".partial")
         temporary.write_text(table + "\n", encoding="utf-8")
         temporary.replace(arguments.output)
-    return 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ sources      a described source -> ``source[i]``
 mixture      number of a draw -> which sample of which source
 preparation  record -> sample for the model, no longer than allowed
 packing      samples -> rows -> one padded batch of numpy arrays
+tile_balance which rank computes which rows, so that all have about as many tiles
 workers      the processes that read pictures and tokenise
 loader       all of it behind ``BatchLoader``
 fingerprint  what a checkpoint keeps of its data

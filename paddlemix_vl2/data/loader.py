@@ -4,11 +4,17 @@
 
     draw numbers of this rank --mixture--> draws --reader--> samples (broken ones left out)
     samples --rows--> rows of one or of many samples --collate--> micro-batches
+
+Where tiles are balanced, the samples up to here are without pixels, and the ranks exchange their rows::
+
+    rows of all ranks --assign_rows--> rows of this rank --reader--> samples with pixels --collate-->
 """
 
+import dataclasses
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +24,7 @@ from paddlemix_vl2.data.packing import collate, count_supervised, pack_next_fit,
 from paddlemix_vl2.data.preparation import check_too_long
 from paddlemix_vl2.data.record import BrokenSample
 from paddlemix_vl2.data.sources import Source
+from paddlemix_vl2.data.tile_balance import assign_rows, imbalance
 from paddlemix_vl2.data.workers import Draw, InlineReader, WorkerReader
 from paddlemix_vl2.processing.batching import Sample
 from paddlemix_vl2.processing.processor import DeepseekVLV2Processor
@@ -38,16 +45,28 @@ class BatchMeta(NamedTuple):
         num_tokens: tokens without padding.
         num_supervised: labels that are learned.
         step_supervised: the same of all micro-batches of the optimizer step.
+        step_samples: samples of all micro-batches of the optimizer step.
         samples_per_source: in this micro-batch, in the order of the sources.
+        draws: numbers of the draws in each row; those of all ranks are different.
         num_broken: samples left out by this loader so far.
+        tile_imbalance: most tiles of a rank over the ranks' mean in this step, as drawn and as computed;
+            None where tiles are not balanced.
     """
 
     next_index: int
     num_tokens: int
     num_supervised: int
     step_supervised: int
+    step_samples: int
     samples_per_source: tuple[int, ...]
+    draws: tuple[tuple[int, ...], ...]
     num_broken: int
+    tile_imbalance: tuple[float, float] | None
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of this micro-batch."""
+        return sum(map(len, self.draws))
 
 
 class _Drawn(NamedTuple):
@@ -60,6 +79,20 @@ class _MicroBatch(NamedTuple):
     next_index: int
     num_supervised: int
     num_broken: int
+    tile_imbalance: tuple[float, float] | None = None
+
+    @property
+    def num_samples(self) -> int:
+        return sum(map(len, self.rows))
+
+
+class _Assignment(NamedTuple):
+    """The rows of a step that this rank computes, and what its own draws had come to by then."""
+
+    rows: list[list[Draw]]
+    next_index: int
+    num_broken: int
+    tile_imbalance: tuple[float, float]
 
 
 class BatchLoader:
@@ -81,6 +114,9 @@ class BatchLoader:
             0's does for all ranks only where nothing was packed and nothing broken.
         rank, world_size: this process among those that train together.
         accumulation: micro-batches of an optimizer step; they are formed together.
+        exchange: balances the tiles of a step between the ranks; None where each computes what it draws.
+            Called once per step, by all ranks in the same order, with a value of plain types; returns those
+            of all ranks.
 
     Raises:
         ValueError: an argument is out of range; while iterating, 100 samples in a row cannot be used.
@@ -102,6 +138,7 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
+        exchange: Callable[[list], list[list]] | None = None,
     ):
         _check_least(1, batch_size=batch_size, sequence_length=sequence_length, accumulation=accumulation)
         _check_least(0, num_workers=num_workers, start=start)
@@ -113,13 +150,17 @@ class BatchLoader:
         self._sources, self._mixture = list(sources), mixture
         self._batch_size, self._accumulation = batch_size, accumulation
         self._sequence_length, self._packing = sequence_length, packing
-        self._world_size = world_size
+        self._rank, self._world_size = rank, world_size
         # The first draw of this rank that is not before start.
         self._start = start + (rank - start) % world_size
         self._next_index = self._start
         self._pad_id, self._ignore_id = processor.tokenizer.pad_token_id, processor.ignore_id
+        self._exchange = exchange
+        self._assigned: deque[Draw] = deque()  # assigned to this rank, not yet asked of the reader
+        self._blank = _blank_sample(processor)
         self._broken: set[tuple[int, int]] = set()
         self._num_broken = 0
+        self._num_unreadable = 0  # pixels that could not be read although their size could
         self._reader = InlineReader(self._sources, processor, sequence_length, too_long)
         if num_workers:
             ahead = 2 * num_workers + min(batch_size * accumulation, _MOST_AHEAD)
@@ -144,24 +185,76 @@ class BatchLoader:
         self._reader.close()
 
     def _make_batches(self) -> Iterator[tuple[dict[str, np.ndarray], BatchMeta]]:
-        rows = self._make_rows()
-        while True:
-            step = [self._take(rows) for _ in range(self._accumulation)]
-            step_supervised = sum(micro_batch.num_supervised for micro_batch in step)
+        for step in self._make_steps() if self._exchange is None else self._make_balanced_steps():
+            totals = sum(one.num_supervised for one in step), sum(one.num_samples for one in step)
             for micro_batch in step:
                 samples = [[drawn.sample for drawn in row] for row in micro_batch.rows]
-                yield (
-                    collate(samples, self._pad_id, self._ignore_id),
-                    self._describe(micro_batch, step_supervised),
+                yield collate(samples, self._pad_id, self._ignore_id), self._describe(micro_batch, *totals)
+
+    def _make_steps(self) -> Iterator[list[_MicroBatch]]:
+        rows = self._make_rows()
+        while True:
+            yield [self._take(rows) for _ in range(self._accumulation)]
+
+    def _make_balanced_steps(self) -> Iterator[list[_MicroBatch]]:
+        """The ranks agree on a step while they still read the one before."""
+        rows, samples = self._make_rows(), self._reader.read(self._next_assigned())
+        following = self._assign(rows)
+        while True:
+            assignment, following = following, self._assign(rows)
+            read = [self._read_row(row, samples) for row in assignment.rows]
+            yield [
+                self._form(
+                    read[first : first + self._batch_size],
+                    assignment.next_index,
+                    assignment.num_broken + self._num_unreadable,
+                    assignment.tile_imbalance,
                 )
+                for first in range(0, len(read), self._batch_size)
+            ]
+
+    def _assign(self, rows: Iterator[list[_Drawn]]) -> _Assignment:
+        """Exchange what this rank's rows of a step hold, and note what it is to read in their place."""
+        own = list(itertools.islice(rows, self._batch_size * self._accumulation))
+        tiles = [sum(len(drawn.sample.images) for drawn in row) for row in own]
+        described = [
+            (count, [tuple(drawn.draw) for drawn in row]) for count, row in zip(tiles, own, strict=True)
+        ]
+        ranks = self._exchange(described)
+        counts = [[count for count, _ in rank] for rank in ranks]
+        places = assign_rows(counts, self._batch_size)
+        assigned = [[Draw(*draw) for draw in ranks[place.rank][place.row][1]] for place in places[self._rank]]
+        self._assigned.extend(itertools.chain.from_iterable(assigned))
+        after = [sum(counts[place.rank][place.row] for place in rank) for rank in places]
+        before_and_after = imbalance([sum(rank) for rank in counts]), imbalance(after)
+        return _Assignment(assigned, self._next_index, self._num_broken, before_and_after)
+
+    def _next_assigned(self) -> Iterator[Draw | None]:
+        while True:
+            yield self._assigned.popleft() if self._assigned else None
+
+    def _read_row(
+        self, row: list[Draw], samples: Iterator[tuple[Draw, Sample | BrokenSample]]
+    ) -> list[_Drawn]:
+        """The row with its pixels. What only now proves broken is left out; where nothing is left, the row is
+        one of two tokens that teaches nothing, as every rank has to have its rows."""
+        results = [next(samples) for _ in row]
+        read = [_Drawn(draw, sample) for draw, sample in results if not isinstance(sample, BrokenSample)]
+        for draw, broken in results:
+            if isinstance(broken, BrokenSample):
+                self._num_unreadable += 1
+                self._warn_once(draw, broken)
+        return read or [_Drawn(row[0], self._blank)]
 
     def _take(self, rows: Iterator[list[_Drawn]]) -> _MicroBatch:
         taken = list(itertools.islice(rows, self._batch_size))
-        samples = [drawn.sample for row in taken for drawn in row]
-        num_supervised = sum(count_supervised(sample, self._ignore_id) for sample in samples)
-        return _MicroBatch(taken, self._next_index, num_supervised, self._num_broken)
+        return self._form(taken, self._next_index, self._num_broken)
 
-    def _describe(self, micro_batch: _MicroBatch, step_supervised: int) -> BatchMeta:
+    def _form(self, rows: list[list[_Drawn]], next_index: int, num_broken: int, *balance) -> _MicroBatch:
+        num_supervised = sum(count_supervised(drawn.sample, self._ignore_id) for row in rows for drawn in row)
+        return _MicroBatch(rows, next_index, num_supervised, num_broken, *balance)
+
+    def _describe(self, micro_batch: _MicroBatch, step_supervised: int, step_samples: int) -> BatchMeta:
         drawn = [one for row in micro_batch.rows for one in row]
         counts = np.bincount([one.draw.source for one in drawn], minlength=len(self._sources))
         return BatchMeta(
@@ -169,8 +262,11 @@ class BatchLoader:
             num_tokens=sum(sample_length(one.sample) for one in drawn),
             num_supervised=micro_batch.num_supervised,
             step_supervised=step_supervised,
+            step_samples=step_samples,
             samples_per_source=tuple(counts.tolist()),
+            draws=tuple(tuple(one.draw.number for one in row) for row in micro_batch.rows),
             num_broken=micro_batch.num_broken,
+            tile_imbalance=micro_batch.tile_imbalance,
         )
 
     def _make_rows(self) -> Iterator[list[_Drawn]]:
@@ -193,21 +289,29 @@ class BatchLoader:
         """The samples of this rank's draws in order, without those that cannot be used."""
         in_a_row = 0
         numbers = itertools.count(self._start, self._world_size)
-        for draw, result in self._reader.read(Draw(number, *self._mixture[number]) for number in numbers):
+        draws = (Draw(number, *self._mixture[number]) for number in numbers)
+        for draw, result in self._reader.read(draws, measure=self._exchange is not None):
             if not isinstance(result, BrokenSample):
                 in_a_row = 0
                 yield _Drawn(draw, result)
                 continue
             in_a_row += 1
-            self._note_broken(draw, result)
+            self._num_broken += 1
+            self._warn_once(draw, result)
             if in_a_row == MOST_BROKEN_IN_A_ROW:
                 raise ValueError(f"{in_a_row} samples in a row cannot be used; the last one: {result}")
 
-    def _note_broken(self, draw: Draw, broken: BrokenSample) -> None:
-        self._num_broken += 1
+    def _warn_once(self, draw: Draw, broken: BrokenSample) -> None:
         if (draw.source, draw.item) not in self._broken:
             self._broken.add((draw.source, draw.item))
             logger.warning("left out: %s", broken)
+
+
+def _blank_sample(processor: DeepseekVLV2Processor) -> Sample:
+    """Begin and end token, neither of them learned."""
+    sample = processor.process_one(prompt="", inference_mode=False)
+    labels = np.full_like(sample.labels, processor.ignore_id)
+    return dataclasses.replace(sample, labels=labels, images=sample.images[:0])
 
 
 def _check_least(least: int, **values: int) -> None:

@@ -44,15 +44,22 @@ class InlineReader:
     max_length: int
     too_long: str
 
-    def read(self, draws: Iterator[Draw]) -> Iterator[tuple[Draw, Sample | BrokenSample]]:
+    def read(
+        self, draws: Iterator[Draw], measure: bool = False
+    ) -> Iterator[tuple[Draw, Sample | BrokenSample]]:
         """Each draw with its sample, or with the reason why there is none."""
-        return ((draw, self.read_one(draw)) for draw in draws)
+        return ((draw, self.read_one(draw, measure)) for draw in draws)
 
-    def read_one(self, draw: Draw) -> Sample | BrokenSample:
-        """The sample of one draw; one without pictures also without its blank view."""
+    def read_one(self, draw: Draw, measure: bool) -> Sample | BrokenSample:
+        """The sample of one draw; one without pictures also without its blank view.
+
+        Args:
+            measure: leave the views empty, and read of the pictures' files only what tells their number.
+        """
         source = self.sources[draw.source]
+        processor = self.processor.without_pixels() if measure else self.processor
         try:
-            sample = prepare_item(source, draw.item, self.processor, self.max_length, self.too_long)
+            sample = prepare_item(source, draw.item, processor, self.max_length, self.too_long)
         except BrokenSample as broken:
             return broken
         # Most of the bytes of a text sample, and nothing reads them: they would cross to another process.
@@ -79,22 +86,32 @@ class WorkerReader:
         self._ahead = ahead
         self._pool = ProcessPoolExecutor(num_workers, _WorkerContext(), _start_worker, (reader,))
 
-    def read(self, draws: Iterator[Draw]) -> Iterator[tuple[Draw, Sample | BrokenSample]]:
-        """Each draw, which are without end, with its sample or the reason why there is none.
+    def read(
+        self, draws: Iterator[Draw | None], measure: bool = False
+    ) -> Iterator[tuple[Draw, Sample | BrokenSample]]:
+        """Each draw with its sample or the reason why there is none.
+
+        Args:
+            draws: without end; None where the next one is not known yet, and as many results as draws before
+                it are still asked for.
+            measure: as :meth:`InlineReader.read_one`.
 
         Raises:
             RuntimeError: reading failed by a fault of the program, or a process has ended.
         """
         waiting = deque()
         for draw in draws:
+            oldest = draw
             try:
-                waiting.append((draw, self._pool.submit(_read_one, draw)))
-                if len(waiting) < self._ahead:
-                    continue
+                if draw is not None:
+                    waiting.append((draw, self._pool.submit(_read_one, draw, measure)))
+                    if len(waiting) < self._ahead:
+                        continue
                 oldest, future = waiting.popleft()
                 result = future.result()
             except BrokenProcessPool as error:
-                place = self._reader.sources[draw.source].place(draw.item)
+                last = draw or oldest
+                place = self._reader.sources[last.source].place(last.item)
                 raise RuntimeError(
                     f"a data process has ended while it read {place} or one of the draws before it, "
                     "most often for lack of memory; try fewer num_workers"
@@ -145,5 +162,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _read_one(draw: Draw) -> Sample | BrokenSample:
-    return _own.read_one(draw)
+def _read_one(draw: Draw, measure: bool) -> Sample | BrokenSample:
+    return _own.read_one(draw, measure)

@@ -6,12 +6,9 @@ mean scores, which have one; scores are divided by their sum over the experts fi
 for a softmax and keeps a loss on sigmoids from pushing every score down (DeepSeek-V3, arXiv 2412.19437,
 eq. 18). M tokens, K choices each, E experts, D devices of E / D neighbouring experts.
 
-The losses over a whole batch take ``total``, which sums a vector over the processes that share the batch: a
-process then gets the loss of the whole batch as far as its own scores count, and the mean over the processes
-is that loss. Without it the process's own tokens are the batch.
+The losses over a batch are made of its loads, which several processes may add up first. Each then gets the
+loss of the whole batch as far as its own scores count: the mean over the processes is that loss.
 """
-
-from collections.abc import Callable
 
 import paddle
 import paddle.nn.functional as F
@@ -35,9 +32,6 @@ class AddAuxiliaryLoss(PyLayer):
     @staticmethod
     def backward(ctx, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         return grad, grad.clone()
-
-
-Total = Callable[[paddle.Tensor], paddle.Tensor]
 
 
 @keeps_float32
@@ -64,51 +58,66 @@ def sequence_balance_loss(
     return (shares * scores.shape[-1] * mean_scores).sum(axis=-1).mean()
 
 
-def expert_balance_loss(scores, experts, segments, total: Total | None = None) -> paddle.Tensor:
-    """sum_e f_e P_e over the tokens of the whole batch (arXiv 2401.06066, eq. 12); arguments as above."""
-    return device_balance_loss(scores, experts, segments, scores.shape[-1], total)
+@paddle.no_grad()
+def batch_loads(experts: paddle.Tensor, segments: paddle.Tensor, num_experts: int, num_devices: int = 1):
+    """What the losses over a whole batch count in one layer, padding aside.
+
+    Args:
+        experts, segments: as above.
+
+    Returns:
+        float32 [E + D + 2]: choices of each expert, tokens sent to each device, tokens, and 1, which becomes
+        the number of the processes that add theirs.
+    """
+    used = (segments >= 0).astype("float32").unsqueeze(0)  # [1, M]
+    choices = paddle.matmul(used, F.one_hot(experts, num_experts).sum(axis=1)).flatten()
+    devices = F.one_hot(experts // (num_experts // num_devices), num_devices)
+    sent = paddle.matmul(used, devices.max(axis=1)).flatten()
+    return paddle.concat([choices, sent, used.sum().reshape([1]), paddle.ones([1])])
+
+
+def expert_balance_loss(scores, segments, loads) -> paddle.Tensor:
+    """sum_e f_e P_e over the tokens of a batch (arXiv 2401.06066, eq. 12): every expert a device of its own.
+
+    Args:
+        scores: float32 [M, E] of this process, with gradient.
+        segments: int64 [M], -1 on padding.
+        loads: from :func:`batch_loads`, of this process or added up.
+
+    Returns:
+        float32 scalar.
+    """
+    return device_balance_loss(scores, segments, loads, num_devices=scores.shape[-1])
 
 
 @keeps_float32
-def device_balance_loss(
-    scores, experts, segments, num_devices: int, total: Total | None = None
-) -> paddle.Tensor:
+def device_balance_loss(scores, segments, loads, num_devices: int) -> paddle.Tensor:
     """sum_d f'_d P'_d with f' the mean of f over a device's experts and P' the sum of P (arXiv 2401.06066,
-    eq. 15)."""
-    scores, experts = _used(scores, experts, segments)
-    per_device = scores.shape[-1] // num_devices
-    load = F.one_hot(experts // per_device, num_devices).sum(axis=[0, 1])  # [D]
-    load, num_tokens, weight = _of_batch(load, scores.shape[0], total)
-    shares = load * scores.shape[-1] / (num_tokens * experts.shape[-1]) / per_device
-    return (shares * _mean_per_device(scores, num_devices)).sum() * weight
+    eq. 15); arguments and result as above."""
+    num_experts = scores.shape[-1]
+    choices = loads[:num_experts]
+    fractions = (choices * num_experts / choices.sum()).reshape([num_devices, -1]).mean(axis=-1)
+    return (fractions * _device_scores(scores, segments, loads, num_devices)).sum()
 
 
 @keeps_float32
 def communication_balance_loss(
-    scores, experts, segments, num_devices: int, devices_per_token: int, total: Total | None = None
+    scores, segments, loads, num_devices: int, devices_per_token: int
 ) -> paddle.Tensor:
     """sum_d f''_d P''_d with f''_d = D / (M T) times the tokens sent to device d, M here the bound on devices
-    per token (arXiv 2405.04434, eq. 29 to 31)."""
-    scores, experts = _used(scores, experts, segments)
-    per_device = scores.shape[-1] // num_devices
-    sent = F.one_hot(experts // per_device, num_devices).max(axis=1).sum(axis=0)  # [D]
-    sent, num_tokens, weight = _of_batch(sent, scores.shape[0], total)
-    shares = sent * num_devices / (devices_per_token * num_tokens)
-    return (shares * _mean_per_device(scores, num_devices)).sum() * weight
+    per token (arXiv 2405.04434, eq. 29 to 31); arguments and result as above."""
+    sent, tokens = loads[-2 - num_devices : -2], loads[-2]
+    shares = sent * num_devices / (devices_per_token * tokens)
+    return (shares * _device_scores(scores, segments, loads, num_devices)).sum()
 
 
-def _mean_per_device(scores: paddle.Tensor, num_devices: int) -> paddle.Tensor:
-    """Mean scores [M, E], summed over each device's experts: [D]."""
-    return scores.mean(axis=0).reshape([num_devices, -1]).sum(axis=-1)
-
-
-def _of_batch(load: paddle.Tensor, num_tokens: int, total: Total | None):
-    """``load`` [D] and the tokens of the whole batch, and the weight of this process's mean score in it,
-    times the number of processes."""
-    if total is None:
-        return load, num_tokens, 1.0
-    counts = total(paddle.concat([load, paddle.to_tensor([num_tokens, 1.0], dtype=load.dtype)]))
-    return counts[:-2], counts[-2], num_tokens * counts[-1] / counts[-2]
+def _device_scores(scores, segments, loads, num_devices: int) -> paddle.Tensor:
+    """P', float32 [D]: this process's part of the mean score over the batch, times the number of processes,
+    added up per device."""
+    tokens, processes = loads[-2], loads[-1]
+    used = (segments >= 0).astype("float32").unsqueeze(0)
+    mean_scores = paddle.matmul(used, _normalized(scores)) * processes / tokens
+    return mean_scores.reshape([num_devices, -1]).sum(axis=-1)
 
 
 def number_segments(segment_ids: paddle.Tensor) -> paddle.Tensor:
@@ -118,12 +127,6 @@ def number_segments(segment_ids: paddle.Tensor) -> paddle.Tensor:
     before = (per_row.cumsum(axis=0) - per_row).unsqueeze(-1)
     numbered = paddle.where(segment_ids > 0, segment_ids.astype("int64") + before - 1, -1)
     return numbered.flatten()
-
-
-def _used(scores, experts, segments) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Normalised scores and choices without padding."""
-    used = paddle.nonzero(segments >= 0).flatten()
-    return _normalized(paddle.gather(scores, used)), paddle.gather(experts, used)
 
 
 def _normalized(scores: paddle.Tensor) -> paddle.Tensor:

@@ -13,6 +13,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from paddlemix_vl2.configuration import DeepseekV2Config
+from paddlemix_vl2.models.dropping import TokenDropping
 from paddlemix_vl2.models.layers import DeepseekV2MLP
 from paddlemix_vl2.models.precision import keeps_float32
 
@@ -28,17 +29,31 @@ class Routing:
         experts: int64 [M, K], the chosen experts of each token.
         weights: float32 [M, K], their weights, with gradient.
         scores: float32 [M, E], the gate's score of every expert, with gradient: what balance losses level.
+        kept: bool [M, K], False for the pairs that :class:`~.dropping.TokenDropping` leaves out; None where
+            nothing is dropped.
     """
 
     experts: paddle.Tensor
     weights: paddle.Tensor
     scores: paddle.Tensor
+    kept: paddle.Tensor | None = None
 
     @property
     def load(self) -> paddle.Tensor:
-        """Tokens that chose each expert, int64 [E], counted when asked for. Not with ``bincount``, which
+        """Tokens that each expert computes, int64 [E], counted when asked for. Not with ``bincount``, which
         makes the host wait for a GPU."""
-        return F.one_hot(self.experts, self.scores.shape[-1]).sum(axis=[0, 1]).astype("int64")
+        chosen = F.one_hot(self.experts, self.scores.shape[-1])
+        if self.kept is not None:
+            chosen = chosen * self.kept.unsqueeze(-1).astype(chosen.dtype)
+        return chosen.sum(axis=[0, 1]).astype("int64")
+
+    @property
+    def order(self) -> paddle.Tensor:
+        """The pairs sorted by expert, what is dropped behind all of them, int64 [M * K]."""
+        if self.kept is None:
+            return self.experts.flatten().argsort(stable=True)
+        behind = paddle.full_like(self.experts, self.scores.shape[-1])
+        return paddle.where(self.kept, self.experts, behind).flatten().argsort(stable=True)
 
 
 class MoEGate(nn.Layer):
@@ -182,6 +197,7 @@ class DeepseekV2MoE(nn.Layer):
         self.dispatcher = dispatcher
         self.experts = Experts(config, dispatcher.experts if dispatcher else range(config.n_routed_experts))
         self.stacked: list[paddle.Tensor] | None = None
+        self.dropping: TokenDropping | None = None  # of the micro-batch, where training drops tokens
         self.shared_experts = None
         if config.n_shared_experts:
             self.shared_experts = DeepseekV2MLP(hidden, width * config.n_shared_experts)
@@ -189,6 +205,8 @@ class DeepseekV2MoE(nn.Layer):
     def forward(self, hidden: paddle.Tensor) -> tuple[paddle.Tensor, Routing]:
         """[B, T, H] -> [B, T, H] and the routing."""
         routing = self.gate(hidden)
+        if self.dropping is not None and self.training:
+            routing = self.dropping.apply(routing)
         run = self._gather_experts if self._takes_stacked(routing) else self._run_experts
         output = run(hidden.flatten(stop_axis=1), routing).reshape(hidden.shape)
         if self.shared_experts is not None:
@@ -198,14 +216,18 @@ class DeepseekV2MoE(nn.Layer):
     def _run_experts(self, tokens: paddle.Tensor, routing: Routing) -> paddle.Tensor:
         """[M, H] -> [M, H], the weighted sum of each token's experts."""
         num_tokens, top_k = routing.experts.shape
-        order = routing.experts.flatten().argsort(stable=True)  # pairs sorted by expert, [M * K]
-        sorted_tokens = paddle.gather(tokens, order // top_k)
+        order = routing.order  # pairs sorted by expert, [M * K]
+        kept = order if routing.kept is None else order[: int(routing.kept.sum())]
+        sorted_tokens = paddle.gather(tokens, kept // top_k)
         if self.dispatcher is None:
             sorted_outputs = self._run_slices(sorted_tokens, enumerate(routing.load.tolist()))
         else:
             dispatched = self.dispatcher.dispatch(sorted_tokens, routing.load)
             loads = zip(self.dispatcher.experts, dispatched.counts, strict=True)
             sorted_outputs = self.dispatcher.combine(self._run_slices(dispatched.rows, loads), dispatched)
+        if kept.size < order.size:  # a pair that is dropped adds nothing
+            nothing = paddle.zeros([order.size - kept.size, tokens.shape[-1]], sorted_outputs.dtype)
+            sorted_outputs = paddle.concat([sorted_outputs, nothing])
         pairs = paddle.gather(sorted_outputs, order.argsort()).reshape([num_tokens, top_k, -1])
         return _weighted_sum(routing.weights, pairs).astype(tokens.dtype)
 

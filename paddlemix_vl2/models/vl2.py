@@ -24,6 +24,7 @@ from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.generation import decoding
 from paddlemix_vl2.models.balance import (
     AddAuxiliaryLoss,
+    batch_loads,
     expert_balance_loss,
     number_segments,
     sequence_balance_loss,
@@ -79,7 +80,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
     def __init__(self, config: DeepseekVLV2Config, dispatcher: ExpertDispatcher | None = None):
         super().__init__(config)
         self.local_experts: range | None = dispatcher.experts if dispatcher else None  # None: all
-        # Sums a vector over the processes that share a batch, for balance losses over it; training sets it.
+        # Sums a tensor over the processes that share a batch, for balance losses over it; training sets it.
         self.batch_total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
         self.cache_dtype: str | None = None  # that of the activations, unless the kernels keep another
         self.max_tiles_per_pass = device.tiles_per_pass(config.vision_config.patches_per_side**2)
@@ -179,11 +180,14 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         if not (self.training and routings and config.aux_loss_alpha > 0):
             return None
         segments = number_segments(paddle.ones(shape, "int64") if segment_ids is None else segment_ids)
-        layers = [(routing.scores, routing.experts, segments) for routing in routings]
         if config.seq_aux:
-            losses = [sequence_balance_loss(*layer) for layer in layers]
+            losses = [sequence_balance_loss(r.scores, r.experts, segments) for r in routings]
         else:
-            losses = [expert_balance_loss(*layer, self.batch_total) for layer in layers]
+            loads = [batch_loads(r.experts, segments, config.n_routed_experts) for r in routings]
+            loads = paddle.stack(loads) if self.batch_total is None else self.batch_total(paddle.stack(loads))
+            losses = [
+                expert_balance_loss(r.scores, segments, load) for r, load in zip(routings, loads, strict=True)
+            ]
         return config.aux_loss_alpha * paddle.add_n(losses)
 
     def prepare_inputs_embeds(

@@ -1,9 +1,13 @@
 """Opening pictures: what Pillow reads becomes an upright 8-bit RGB picture, anything else one clear error."""
 
+import base64
+import binascii
+import io
 import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -19,8 +23,11 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
 _EXIF_ERRORS = (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 _LONGEST_NAME = 200
+
+T = TypeVar("T")
 
 
 def open_picture(source: str | os.PathLike | Image.Image, name: str | None = None) -> Image.Image:
@@ -43,21 +50,53 @@ def open_picture(source: str | os.PathLike | Image.Image, name: str | None = Non
         ValueError: no such file, not a picture, damaged, too large to be safe, without pixels, or of a kind
             that has no conversion to RGB. The message starts with the name.
     """
+    return _apply(_to_upright_rgb, source, name)
+
+
+def picture_size(source: str | os.PathLike | Image.Image, name: str | None = None) -> tuple[int, int]:
+    """Width and height of :func:`open_picture`'s result, from the head of the file where its format allows:
+    Pillow decodes a PNG to see whether an orientation stands behind its pixels.
+
+    Raises:
+        ValueError: as :func:`open_picture`, but damaged pixels go unnoticed.
+    """
+    return _apply(_upright_size, source, name)
+
+
+def _apply(read: Callable[[Image.Image], T], source: str | os.PathLike | Image.Image, name: str | None) -> T:
+    """What ``read`` finds in a picture or a picture's file."""
     if isinstance(source, Image.Image):
         name = name or str(getattr(source, "filename", "")) or "the picture"
-        return _checked(lambda: _to_upright_rgb(source), name)
+        return _checked(lambda: read(source), name)
     if isinstance(source, str | os.PathLike):
-        return _checked(lambda: _open_file(Path(source)), name or str(source))
+        return _checked(lambda: _open_file(read, Path(source)), name or str(source))
     kind = type(source).__name__
     raise ValueError(f"{name or 'the picture'}: a picture is a PIL image or a file's path, not {kind}")
 
 
-def _open_file(path: Path) -> Image.Image:
+def decode_picture(content: str, name: str) -> Image.Image:
+    """The picture of a file that is written in base64.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        ValueError: not base64, or as :func:`open_picture`.
+    """
+    try:
+        data = base64.b64decode(content, validate=True)
+    # Letters beyond ASCII raise a plain ValueError.
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{name}: is not base64 ({error})") from None
+    return _checked(lambda: _to_upright_rgb(Image.open(io.BytesIO(data))), name)
+
+
+def _open_file(read: Callable[[Image.Image], T], path: Path) -> T:
     with Image.open(path) as picture:
-        return _to_upright_rgb(picture)
+        return read(picture)
 
 
-def _checked(load: Callable[[], Image.Image], name: str) -> Image.Image:
+def _checked(load: Callable[[], T], name: str) -> T:
     """Call ``load``; whatever goes wrong becomes a one-line ValueError that starts with ``name``."""
     name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
     try:
@@ -80,9 +119,19 @@ def _checked(load: Callable[[], Image.Image], name: str) -> Image.Image:
     raise ValueError(f"{name}: {reason}")
 
 
-def _to_upright_rgb(picture: Image.Image) -> Image.Image:
+def _upright_size(picture: Image.Image) -> tuple[int, int]:
+    _check_pixels(picture)
+    lies = _orientation(picture) in _ON_ITS_SIDE
+    return (picture.height, picture.width) if lies else (picture.width, picture.height)
+
+
+def _check_pixels(picture: Image.Image) -> None:
     if not picture.width or not picture.height:
         raise ValueError(f"it has {picture.width} x {picture.height} pixels")
+
+
+def _to_upright_rgb(picture: Image.Image) -> Image.Image:
+    _check_pixels(picture)
     picture.load()
     move = _UPRIGHT.get(_orientation(picture))
     upright = picture.transpose(move) if move is not None else picture.copy()

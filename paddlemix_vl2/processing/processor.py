@@ -11,6 +11,7 @@ Mirrors ``DeepseekVLV2Processor`` of the published code; the settings are the ke
 ``processor_config.json``.
 """
 
+import copy
 import inspect
 import os
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from paddlemix_vl2.keys import check_key
 from paddlemix_vl2.processing.batching import Sample, pad_samples, to_paddle
 from paddlemix_vl2.processing.conversation import Piece, build_pieces
 from paddlemix_vl2.processing.json_files import read_object, write_object
-from paddlemix_vl2.processing.pictures import open_picture
+from paddlemix_vl2.processing.pictures import open_picture, picture_size
 from paddlemix_vl2.processing.tiling import PictureTransform, check_resolutions, select_best_resolution
 from paddlemix_vl2.processing.tokenizer import IMAGE_TOKEN, PAD_TOKEN, DeepseekTokenizer
 
@@ -119,6 +120,7 @@ class DeepseekVLV2Processor:
         self._check()
         self.tokens_per_side = tokens_per_side(self.tile_size, patch_size, downsample_ratio)
         self._transform = PictureTransform(self.tile_size, self.image_mean, self.image_std, normalize)
+        self._reads_pixels = True
 
     def _check(self) -> None:
         for kind, names in _TYPES.items():
@@ -178,6 +180,13 @@ class DeepseekVLV2Processor:
         values = {key: getattr(self, key) for key in _setting_names()}
         write_object(folder / PROCESSOR_NAME, {"processor_class": type(self).__name__, **values})
 
+    def without_pixels(self) -> "DeepseekVLV2Processor":
+        """A processor that makes the same samples with empty views, float32 [N, 3, 0, 0]: of a picture's file
+        it reads the size, which says how many tokens and views there are."""
+        measuring = copy.copy(self)
+        measuring._reads_pixels = False
+        return measuring
+
     # ---- one conversation ----
 
     def tokenize_with_images(
@@ -224,11 +233,14 @@ class DeepseekVLV2Processor:
         name = None
         if isinstance(source, Image.Image):
             name = getattr(source, "filename", "") or f"picture {index} (a PIL image)"
-        picture = open_picture(source, name)
+        picture = open_picture(source, name) if self._reads_pixels else None
+        size = picture.size if picture else picture_size(source, name)
         resolution = (self.tile_size, self.tile_size)
         if cropping:
-            resolution = select_best_resolution(picture.size, self.candidate_resolutions)
+            resolution = select_best_resolution(size, self.candidate_resolutions)
         grid = (resolution[0] // self.tile_size, resolution[1] // self.tile_size)
+        if picture is None:
+            return np.empty((1 + grid[0] * grid[1], 3, 0, 0), dtype=np.float32), grid
         return self._transform.views(picture, resolution), grid
 
     def process_one(

@@ -6,7 +6,8 @@ tiles as full rows can hold, and leave out what lives only inside of an operator
 they are within 20 % of what was measured on the CPU.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from paddlemix_vl2 import device
 from paddlemix_vl2.configuration import DeepseekV2Config, DeepseekVLV2Config, VisionEncoderConfig
@@ -15,6 +16,7 @@ from paddlemix_vl2.training.outline import OutlinedParameter
 from paddlemix_vl2.training.recipe import VL2TrainingArguments
 
 _FLOAT32 = 4
+_OPTIMIZER = ("AdamW moments", "master weights")
 
 
 def _width(bf16: bool) -> int:
@@ -34,6 +36,41 @@ def state_bytes(parameters: Iterable[OutlinedParameter], bf16: bool) -> dict[str
         "AdamW moments": 2 * trained * _FLOAT32,
         **({"master weights": trained * _FLOAT32} if bf16 else {}),
     }
+
+
+def is_routed(name: str) -> bool:
+    """Whether a parameter is one of a routed expert."""
+    return ".mlp.experts." in name
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the devices that train together divide what they keep.
+
+    Attributes:
+        experts: devices that hold the routed experts together; each holds everything else.
+        pipeline: stages into which the layers are cut evenly.
+        optimizer: whether the copies of a parameter divide its moments and master weights among them.
+    """
+
+    experts: int = 1
+    pipeline: int = 1
+    optimizer: bool = False
+
+
+def divided_state_bytes(
+    parameters: Mapping[str, OutlinedParameter], bf16: bool, devices: int, division: Division
+) -> dict[str, float]:
+    """:func:`state_bytes` of one of several devices; the parameters by their names."""
+    routed = [parameter for name, parameter in parameters.items() if is_routed(name)]
+    rest = [parameter for name, parameter in parameters.items() if not is_routed(name)]
+    sums: dict[str, float] = {}
+    for group, parts in ((routed, division.experts * division.pipeline), (rest, division.pipeline)):
+        copies = devices // parts if division.optimizer else 1
+        for name, size in state_bytes(group, bf16).items():
+            shards = copies if name in _OPTIMIZER else 1
+            sums[name] = sums.get(name, 0) + size / parts / shards
+    return sums
 
 
 def checkpoint_bytes(parameters: Iterable[OutlinedParameter], bf16: bool) -> int:

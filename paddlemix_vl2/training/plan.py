@@ -10,8 +10,8 @@ from pathlib import Path
 from paddle import distributed
 
 from paddlemix_vl2 import device
-from paddlemix_vl2.configuration import DeepseekVLV2Config
-from paddlemix_vl2.data import SourceSpec
+from paddlemix_vl2.configuration import DeepseekV2Config, DeepseekVLV2Config
+from paddlemix_vl2.data import SourceSpec, open_source
 from paddlemix_vl2.data.sources import DRAWN
 from paddlemix_vl2.distributed import check_experts
 from paddlemix_vl2.training import memory
@@ -77,10 +77,37 @@ def check_balance(config: DeepseekVLV2Config, arguments: VL2TrainingArguments) -
             "bias a part of it"
         )
     check_experts(arguments.expert_parallel_degree, language.n_routed_experts)
-    if (language.n_routed_experts or 0) % arguments.balance_devices:
+    _check_devices(language, arguments)
+
+
+def _check_devices(language: DeepseekV2Config, arguments: VL2TrainingArguments) -> None:
+    """ValueError where the groups of experts that balance and dropping take for devices are none."""
+    devices, groups = arguments.balance_devices, language.n_group or 1
+    if (language.n_routed_experts or 0) % devices:
         raise ValueError(
-            f"balance_devices is {arguments.balance_devices}; it must divide the model's "
-            f"{language.n_routed_experts} routed experts"
+            f"balance_devices is {devices}; it must divide the model's {language.n_routed_experts} routed "
+            "experts"
+        )
+    if arguments.capacity_factor and devices == 1:
+        raise ValueError(
+            f"capacity_factor is {arguments.capacity_factor:g}, but balance_devices is 1: one device has to "
+            "compute everything, and nothing would be dropped"
+        )
+    # Device-limited routing is group_limited_greedy whose groups are devices, or parts of one; so are the
+    # experts of a process.
+    if language.topk_method != "greedy":
+        _check_multiple(
+            devices, groups, f"this model limits its routing to some of {groups} groups of experts"
+        )
+    held = arguments.expert_parallel_degree
+    _check_multiple(devices, max(held, 1), f"expert_parallel_degree is {held}")
+
+
+def _check_multiple(devices: int, blocks: int, reason: str) -> None:
+    if devices % blocks and blocks % devices:
+        raise ValueError(
+            f"balance_devices is {devices}, but {reason}: one must be a multiple of the other, or the groups "
+            "would lie across each other"
         )
 
 
@@ -174,6 +201,8 @@ def _data_lines(key: str, entries: list[dict]) -> list[str]:
         raise ValueError(f"{key}: every weight is 0")
     lines = []
     for spec in specs:
+        if spec.format == DRAWN:
+            open_source(spec)  # reads no file, and knows the tasks
         place = f"task {spec.task}, {spec.split}" if spec.format == DRAWN else str(spec.path)
         share = f"weight {spec.weight:g}, {100 * spec.weight / weights:.1f} % of the draws"
         lines.append(f"{key}: {spec.format}, {place}: {share}{_what_is_missing(spec)}")

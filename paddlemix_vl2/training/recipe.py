@@ -1,4 +1,4 @@
-"""A training recipe: a YAML file plus ``key=value`` changes, as checked, typed arguments.
+"""A training recipe: a YAML file, or a few changes to one, plus ``key=value``, as checked, typed arguments.
 
 Keys are the names of PaddleNLP's ``TrainingArguments`` and the ones that :class:`VL2TrainingArguments` adds.
 An unknown key is an error that names the nearest known one; there is no other way to set anything.
@@ -17,6 +17,7 @@ from paddlenlp.trainer import TrainingArguments
 from paddlemix_vl2 import device
 from paddlemix_vl2.keys import check_key
 
+BASE = "recipe"  # the key of a file that changes another one
 MODES = ("full", "lora", "frozen")
 SCHEDULES = ("cosine", "constant", "step")
 PARTS = ("vision", "projector", "language")
@@ -60,9 +61,12 @@ _AT_LEAST_ZERO = (
     "warmup_steps",
     "max_grad_norm",
     "dataloader_num_workers",
+    "expert_balance_alpha",
     "device_balance_alpha",
     "communication_balance_alpha",
     "bias_update_speed",
+    "capacity_factor",
+    "protected_share",
 )
 
 
@@ -115,9 +119,13 @@ class VL2TrainingArguments(TrainingArguments):
         too_long: ``refuse`` or ``shorten`` samples over ``max_seq_length``.
         supervise: ``answers`` or ``text``: whether questions are learned too.
         aux_loss_alpha: weight of the balance loss; the checkpoint's where None.
-        device_balance_alpha, communication_balance_alpha: weights of DeepSeek-V2's balance losses over
-            ``balance_devices`` groups of experts.
         expert_parallel_degree: (PaddleNLP's) processes that share the routed experts; see docs/scaling.md.
+        balance_tiles: whether the processes share a step's rows so that all have about as many tiles.
+        expert_balance_alpha, device_balance_alpha, communication_balance_alpha: weights of DeepSeek-V2's
+            balance losses over experts and over ``balance_devices`` groups of them.
+        capacity_factor: pairs of token and expert that such a group computes of a micro-batch at most, over
+            their mean; those of the lowest scores are dropped (1 in DeepSeek-V2). 0: nothing is dropped.
+        protected_share: of the samples, of which nothing is dropped.
         bias_update_speed: u of loss-free balancing, for ``noaux_tc`` (0.001 in stage 2 of the 27B model).
     """
 
@@ -150,10 +158,14 @@ class VL2TrainingArguments(TrainingArguments):
     packing: bool = False
     too_long: str = "refuse"
     supervise: str = "answers"
+    balance_tiles: bool = False
     aux_loss_alpha: float | None = None
+    expert_balance_alpha: float = 0.0
     device_balance_alpha: float = 0.0
     communication_balance_alpha: float = 0.0
     balance_devices: int = 1
+    capacity_factor: float = 0.0
+    protected_share: float = 0.1
     bias_update_speed: float = 0.0
 
     def __post_init__(self):
@@ -227,6 +239,8 @@ class VL2TrainingArguments(TrainingArguments):
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.protected_share > 1:
+            raise ValueError(f"protected_share is {self.protected_share}; it must be from 0 to 1")
         if self.adam_epsilon <= 0:
             raise ValueError(f"adam_epsilon is {self.adam_epsilon}; it must be above 0")
 
@@ -235,7 +249,8 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
     """Read a recipe.
 
     Args:
-        path: the YAML file.
+        path: the YAML file. With the key ``recipe`` it changes the recipe of that path (seen from its own
+            folder) in the keys that it has itself.
         overrides: ``key=value``; ``vision.mode=frozen`` reaches into a section, values are YAML.
 
     Raises:
@@ -243,14 +258,12 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
         ValueError: a key is unknown or a value not possible; the message names the file and the key.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such recipe")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    values = _read(path)
+    if BASE in values:
+        base = _read(path.parent / str(values.pop(BASE)))
+        if BASE in base:
+            raise ValueError(f"{path}: {BASE} names a recipe that itself changes another one")
+        values = {**base, **values}
     for override in overrides:
         _apply(values, override)
     known = {entry.name: entry for entry in dataclasses.fields(VL2TrainingArguments) if entry.init}
@@ -266,6 +279,18 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
         return VL2TrainingArguments(**values)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values")
+    return values
 
 
 def _apply(values: dict, override: str) -> None:

@@ -19,7 +19,7 @@ from paddlemix_vl2.data import (
     open_source,
 )
 from paddlemix_vl2.distributed import ExchangingDispatcher, ExpertMesh, make_mesh
-from paddlemix_vl2.distributed.collectives import sum_tensor, wait_for_all
+from paddlemix_vl2.distributed.collectives import gather_objects, sum_tensor, wait_for_all
 from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.training import checkpoint, plan
@@ -175,6 +175,7 @@ def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start
         num_workers=arguments.dataloader_num_workers,
         start=start,
         accumulation=arguments.gradient_accumulation_steps,
+        exchange=gather_objects if arguments.balance_tiles else None,
     )
 
 

@@ -21,13 +21,23 @@ from paddlemix_vl2.data import BatchLoader
 from paddlemix_vl2.distributed import ExpertMesh
 from paddlemix_vl2.distributed.collectives import gather_objects, sum_number, sum_tensor, wait_for_all
 from paddlemix_vl2.models.balance import (
+    batch_loads,
     communication_balance_loss,
     device_balance_loss,
+    expert_balance_loss,
     number_segments,
 )
+from paddlemix_vl2.models.dropping import TokenDropping
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.training import checkpoint
-from paddlemix_vl2.training.balance import RouterLoads, gates, most_devices, update_bias
+from paddlemix_vl2.training.balance import (
+    RouterLoads,
+    gates,
+    most_devices,
+    protect,
+    set_dropping,
+    update_bias,
+)
 from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
 from paddlemix_vl2.training.optimizer import make_optimizer, make_schedule
 from paddlemix_vl2.training.parts import trained
@@ -72,6 +82,7 @@ class VL2Trainer(Trainer):
         self._next_index = None
         self._num_broken = self._broken_before = 0
         self._gradient_norm = None
+        self._tile_imbalances = []  # of the steps since the last line of the log
 
     # ---- data ----
 
@@ -94,6 +105,11 @@ class VL2Trainer(Trainer):
         self._note(meta)
         if step_control == 0:  # the same for all micro-batches of a step
             self._step_supervised = sum_number(meta.step_supervised)
+            self._step_samples = sum_number(meta.step_samples)
+            if meta.tile_imbalance:
+                self._tile_imbalances.append(meta.tile_imbalance)
+        if self.args.capacity_factor:
+            set_dropping(model, self._dropping(inputs["segment_ids"], meta.draws))
         inputs = self._prepare_inputs(inputs)
         with self.autocast_smart_context_manager():
             loss = self._micro_loss(model, inputs, meta)
@@ -110,35 +126,50 @@ class VL2Trainer(Trainer):
         """The micro-batch's part of the step's loss.
 
         The step's loss is the mean over all supervised tokens of all micro-batches and processes, so a
-        micro-batch counts by its tokens; balance losses are means over samples, and count evenly.
+        micro-batch counts by its tokens; the balance loss per sample is the mean over all samples, so it
+        counts by its samples. Balance losses over a batch count evenly.
         """
         output = model(**inputs)
         accumulation, processes = self.args.gradient_accumulation_steps, self.args.world_size
         by_tokens = meta.num_supervised * processes / max(self._step_supervised, 1)
         self.router.add(output.routings or (), inputs["segment_ids"])
+        by_samples = meta.num_samples * processes / self._step_samples
         loss = output.loss * by_tokens
-        balance = self._device_balance(output.routings, inputs["segment_ids"])
+        balance = self._batch_balance(output.routings, inputs["segment_ids"])
         if output.aux_loss is not None:  # output.loss brings its gradient, with the factor of the tokens
-            balance = balance + output.aux_loss * (1 / accumulation - by_tokens)
+            per_sample = self.model.config.language_config.seq_aux
+            balance = balance + output.aux_loss * (
+                (by_samples if per_sample else 1 / accumulation) - by_tokens
+            )
         if isinstance(balance, paddle.Tensor):
             loss = loss + balance - balance.detach()
         return loss
 
-    def _device_balance(self, routings, segment_ids) -> paddle.Tensor | float:
-        """DeepSeek-V2's balance losses over devices, for this micro-batch."""
+    def _batch_balance(self, routings, segment_ids) -> paddle.Tensor | float:
+        """DeepSeek-V2's balance losses over the micro-batches of all processes together, by the loads of all
+        and this process's scores."""
         args = self.args
-        if not routings or not (args.device_balance_alpha or args.communication_balance_alpha):
+        alphas = args.expert_balance_alpha, args.device_balance_alpha, args.communication_balance_alpha
+        if not routings or not any(alphas):
             return 0.0
         # model.config is the base model's also through PaddleNLP's LoRAModel.
-        most = most_devices(self.model.config.language_config, args.balance_devices)
-        segments, loss = number_segments(segment_ids), 0.0
-        batch = sum_tensor if args.world_size > 1 else None
-        for routing in routings:
-            layer = routing.scores, routing.experts, segments, args.balance_devices
-            loss = loss + args.device_balance_alpha * device_balance_loss(*layer, total=batch)
-            communication = communication_balance_loss(*layer, devices_per_token=most, total=batch)
-            loss = loss + args.communication_balance_alpha * communication
-        return loss / args.gradient_accumulation_steps
+        config, devices = self.model.config.language_config, args.balance_devices
+        most, segments = most_devices(config, devices), number_segments(segment_ids)
+        loads = [batch_loads(r.experts, segments, config.n_routed_experts, devices) for r in routings]
+        loads, total = sum_tensor(paddle.stack(loads)), 0.0  # [layers, E + D + 2]
+        for routing, load in zip(routings, loads, strict=True):
+            layer = routing.scores, segments, load
+            total = total + alphas[0] * expert_balance_loss(*layer)
+            total = total + alphas[1] * device_balance_loss(*layer, devices)
+            total = total + alphas[2] * communication_balance_loss(*layer, devices, most)
+        return total / args.gradient_accumulation_steps
+
+    def _dropping(self, segment_ids: np.ndarray, draws) -> TokenDropping:
+        """What DeepSeek-V2's token dropping leaves out of this micro-batch."""
+        args = self.args
+        protected = protect(draws, segment_ids, args.protected_share, args.seed)
+        marks = [paddle.to_tensor(mask.flatten()) for mask in (segment_ids > 0, protected)]
+        return TokenDropping(args.balance_devices, args.capacity_factor, *marks)
 
     def finish_gradients(self) -> None:
         """Before the optimizer: one gradient for all processes, clipped."""
@@ -215,9 +246,14 @@ class VL2Trainer(Trainer):
                 logs[f"lr_{part}"] = self._learning_rate * recipe.learning_rate_multiplier
         if self._num_broken:
             logs["broken_samples"] = self._num_broken
+        if self._tile_imbalances:
+            before, after = np.mean(self._tile_imbalances, axis=0)
+            logs["tile_imbalance_before"], logs["tile_imbalance"] = round(before, 4), round(after, 4)
+            self._tile_imbalances.clear()
         record = {}
         if self._statistics:
-            for name in ("max_vio", "entropy"):
+            names = ("max_vio", "entropy", *(["dropped_share"] if self.args.capacity_factor else []))
+            for name in names:
                 values = self._statistics[name]
                 logs[name] = round(float(np.mean(values)), 4)
                 record[f"{name}_per_layer"] = [round(value, 4) for value in values]
@@ -232,7 +268,7 @@ class VL2Trainer(Trainer):
         writers = [getattr(callback, "vdl_writer", None) for callback in self.callback_handler.callbacks]
         step = self.state.global_step
         for writer in filter(None, writers):
-            for name in ("max_vio", "entropy"):
+            for name in ("max_vio", "entropy", "dropped_share"):
                 for layer, value in enumerate(record.get(f"{name}_per_layer", [])):
                     writer.add_scalar(f"router/{name}/mixture_layer_{layer}", value, step)
             for layer, loads in enumerate(record.get("load_per_layer", [])):

@@ -47,6 +47,7 @@ def recipe(small_folder, tmp_path_factory) -> Path:
         "lr_scheduler_type": "constant",
         "bias_update_speed": 0.01,
         "balance_devices": 2,
+        "expert_balance_alpha": 0.03,
         "device_balance_alpha": 0.05,
         "communication_balance_alpha": 0.02,
         "logging_steps": 1,

@@ -116,3 +116,14 @@ def test_an_optimizer_file_has_its_processes_experts(processes, folders):
         str(folders(processes) / "whole" / "checkpoint-4" / "optimizer-00002-of-00002.pdopt")
     )
     assert {int(key.split(".experts.")[1].split(".")[0]) for key in second} == {4, 5, 6, 7}
+
+
+def test_dropping_packing_recomputation_and_tile_balance(folders):
+    """Two processes, with all experts each and with half of them each."""
+    one, spread = (folders(2) / f"dropping_degree{degree}" for degree in (1, 2))
+    assert_close(tensors_of(one), tensors_of(spread))
+    for record, other in zip(metrics_of(one), metrics_of(spread), strict=True):
+        assert record["dropped_share"] > 0.01
+        assert other["dropped_share"] == pytest.approx(record["dropped_share"], abs=2e-3)
+        assert other["loss"] == pytest.approx(record["loss"], rel=1e-3)
+        assert other["grad_norm"] == pytest.approx(record["grad_norm"], rel=2e-3)

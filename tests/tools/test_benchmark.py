@@ -34,9 +34,15 @@ def test_mistakes_are_one_line(benchmark, golden, capsys):
     assert "5000 tokens" in capsys.readouterr().err
     assert benchmark.main([str(golden / "mla_greedy"), *FLAGS, "--dtype", "bfloat16"]) == 2
     assert "cannot multiply bfloat16" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        benchmark.main([str(golden / "mla_greedy"), "--tiles", "0"])
-    assert "--tiles" in capsys.readouterr().err
+    for flags, message in [
+        (["--tiles", "0"], "--tiles"),
+        (["--no_such_flag"], "--no_such_flag"),
+        (["--peer_python", "nowhere/python"], "--against, which is not given"),
+        (["--against", "transformers", "--peer_python", "nowhere/python"], "--peer_python nowhere/python"),
+    ]:
+        assert benchmark.main([str(golden / "mla_greedy"), *flags]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.startswith("error: ") and said.count("\n") == 1
 
 
 PEER = """

@@ -197,6 +197,11 @@ def test_sources_and_their_shares(tmp_path):
         plan.describe(recipe(train_dataset=[sources[0], {"format": "text", "pth": "x"}]))
 
 
+def test_a_drawn_task_that_is_not_there():
+    with pytest.raises(ValueError, match="'mised'"):
+        plan.describe(recipe(train_dataset=[{"format": "drawn", "task": "mised"}]))
+
+
 def test_training_refuses_data_that_are_not_there(make_recipe, tmp_path):
     settings = make_recipe(train_dataset=[{"format": "text", "path": "nowhere/text.jsonl"}])
     assert "not found here: nowhere/text.jsonl" in plan.describe(settings)
@@ -225,6 +230,27 @@ def test_balance_that_the_model_cannot_have():
     plan.describe(recipe(bias_update_speed=0.001, model_name_or_path=BASE))
     with pytest.raises(ValueError, match="balance_devices is 7; it must divide the model's 64 routed"):
         plan.describe(recipe(balance_devices=7))
+    with pytest.raises(ValueError, match=r"capacity_factor is 1, but balance_devices is 1"):
+        plan.describe(recipe(capacity_factor=1.0))
+    plan.describe(recipe(capacity_factor=1.0, balance_devices=8))
+
+
+def test_devices_are_groups_of_the_router_or_parts_of_them():
+    config = find_config(recipe(model_name_or_path=BASE))[0]
+    config.language_config.n_group = 8
+    for devices in (2, 8, 24):
+        plan.check_balance(config, recipe(balance_devices=devices))
+    with pytest.raises(ValueError, match=r"balance_devices is 6, but this model limits .* 8 groups"):
+        plan.check_balance(config, recipe(balance_devices=6))
+    config.language_config.topk_method = "greedy"  # has no groups
+    settings = recipe(balance_devices=6)
+    settings.expert_parallel_degree = 24
+    plan.check_balance(config, settings)
+    settings.expert_parallel_degree = 8
+    with pytest.raises(
+        ValueError, match="balance_devices is 6, but expert_parallel_degree is 8: one must be"
+    ):
+        plan.check_balance(config, settings)
 
 
 def test_where_the_geometry_is_from(tmp_path, monkeypatch, small_folder):

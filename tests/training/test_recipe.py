@@ -106,6 +106,9 @@ def test_unknown_keys_name_the_nearest(change, message, read):
         ("max_seq_length=0", "max_seq_length is 0; it must be at least 1"),
         ("per_device_train_batch_size=0", "per_device_train_batch_size is 0; it must be at least 1"),
         ("bias_update_speed=-1", "bias_update_speed is -1.0; it must be at least 0"),
+        ("capacity_factor=-1", "capacity_factor is -1.0; it must be at least 0"),
+        ("protected_share=1.5", "protected_share is 1.5; it must be from 0 to 1"),
+        ("balance_tiles=1", "balance_tiles is 1; it must be of type bool"),
         ("warmup_steps=-1", "warmup_steps is -1; it must be at least 0"),
         ("warmup_ratio=2", "warmup_ratio must lie in range"),
         ("train_dataset=[]", "train_dataset is empty"),
@@ -157,6 +160,26 @@ def test_files_that_are_no_recipes(text, message, read):
     with pytest.raises(ValueError, match=message) as error:
         read(text=text)
     assert "\n" not in str(error.value)
+
+
+def test_a_recipe_that_changes_another(tmp_path):
+    """Its keys replace those of the other, sections as a whole; overrides come last."""
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({**RECIPE, "max_steps": 5, "seed": 4}))
+    folder = tmp_path / "clusters"
+    folder.mkdir()
+    (folder / "few.yaml").write_text("recipe: ../whole.yaml\nmax_steps: 7\nvision: {mode: frozen}\n")
+    settings = load_recipe(folder / "few.yaml", ["seed=9"])
+    assert (settings.max_steps, settings.seed, settings.vision.mode) == (7, 9, "frozen")
+    assert settings.train_dataset == RECIPE["train_dataset"]
+    (folder / "fewer.yaml").write_text("recipe: few.yaml\n")
+    with pytest.raises(ValueError, match=r"fewer\.yaml: recipe names a recipe that itself changes another"):
+        load_recipe(folder / "fewer.yaml")
+    (folder / "lost.yaml").write_text("recipe: nowhere.yaml\n")
+    with pytest.raises(FileNotFoundError, match=r"clusters/nowhere\.yaml: no such recipe"):
+        load_recipe(folder / "lost.yaml")
+    (folder / "wrong.yaml").write_text("recipe: ../whole.yaml\nmax_step: 7\n")
+    with pytest.raises(ValueError, match=r"wrong\.yaml: unknown key 'max_step' .did you mean 'max_steps'"):
+        load_recipe(folder / "wrong.yaml")
 
 
 def test_a_missing_file(tmp_path):

@@ -8,6 +8,7 @@ import paddle
 import pytest
 
 from paddlemix_vl2.training import run
+from paddlemix_vl2.training.balance import set_dropping
 from paddlemix_vl2.training.optimizer import make_schedule
 from paddlemix_vl2.training.parts import part_of
 from paddlemix_vl2.training.trainer import VL2Trainer
@@ -72,15 +73,25 @@ def test_projector_and_vision_get_gradients_through_a_frozen_language_model(make
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_accumulation_is_a_larger_batch(packing, make_recipe, train):
-    """The same four rows, in one or in four micro-batches. Packed rows hold unequal numbers of samples, and
-    balance losses are means over samples of a micro-batch, so only the next-token loss is exact there."""
-    alpha = 0.0 if packing else 0.01
-    settings = {"packing": packing, "aux_loss_alpha": alpha, "max_steps": 2}
+    """The same four rows, in one or in four micro-batches, the balance loss over samples included, of which
+    packed rows hold unequal numbers."""
+    settings = {"packing": packing, "aux_loss_alpha": 0.5, "max_steps": 2}
     *_, whole = train(make_recipe(per_device_train_batch_size=4, **settings))
     *_, parts = train(make_recipe(per_device_train_batch_size=1, gradient_accumulation_steps=4, **settings))
     for name, gradient in whole[0].items():
         # Sums of float32 in another order, of gradients of about this size.
         assert np.abs(gradient - parts[0][name]).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3), name
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_balancing_tiles_changes_no_gradient(packing, make_recipe, train):
+    """Other rows in each micro-batch, the same in the step."""
+    settings = {"packing": packing, "aux_loss_alpha": 0.5, "gradient_accumulation_steps": 4, "max_steps": 1}
+    *_, drawn = train(make_recipe(**settings))
+    *_, balanced = train(make_recipe(balance_tiles=True, **settings))
+    for name, gradient in drawn[0].items():
+        # Sums of float32 in another order, of gradients of about this size.
+        assert np.abs(gradient - balanced[0][name]).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3), name
 
 
 def test_accumulation_moves_the_bias_as_a_larger_batch(make_recipe, train):
@@ -112,12 +123,63 @@ def test_recompute_changes_no_gradient(make_recipe, train):
         assert np.array_equal(gradient, recomputed[0][name]), name
 
 
-def test_device_balance_losses_reach_the_router(make_recipe, train):
+LOSSES = ("expert_balance_alpha", "device_balance_alpha", "communication_balance_alpha")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_balance_losses_over_the_batch_reach_the_router(loss, make_recipe, train):
     *_, without = train(make_recipe(max_steps=1))
-    settings = {"device_balance_alpha": 0.5, "communication_balance_alpha": 0.5, "balance_devices": 2}
-    *_, with_losses = train(make_recipe(max_steps=1, **settings))
+    *_, with_losses = train(make_recipe(max_steps=1, balance_devices=2, **{loss: 0.5}))
     name = "language.model.layers.1.mlp.gate.weight"
     assert np.abs(with_losses[0][name] - without[0][name]).max() > 1e-6
+
+
+def read_metrics(arguments) -> list[dict]:
+    with open(f"{arguments.output_dir}/metrics.jsonl", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_dropped_tokens_are_logged_and_teach_nothing(make_recipe, train):
+    """Half of the even load per device: about half is dropped where little is protected, nothing where all
+    is, and then nothing changes. Recomputed layers drop the same."""
+    settings = {"max_steps": 1, "balance_devices": 4, "logging_steps": 1}
+    *_, whole = train(make_recipe(**settings))
+    shares, gradients = [], []
+    for protected, recompute in ((0.0, False), (0.0, True), (1.0, False)):
+        arguments = make_recipe(
+            output_dir=f"{make_recipe().output_dir}{protected}{recompute}",
+            capacity_factor=0.5,
+            protected_share=protected,
+            recompute=recompute,
+            **settings,
+        )
+        gradients.append(train(arguments)[-1][0])
+        shares.append(read_metrics(arguments)[0]["dropped_share"])
+    # No device computes more than half of the mean; one with less than that drops nothing.
+    assert shares[0] == shares[1] and 0.5 <= shares[0] < 0.7 and shares[2] == 0
+    name = "language.model.layers.1.mlp.gate.weight"
+    assert np.array_equal(gradients[0][name], gradients[1][name])
+    assert np.abs(gradients[0][name] - whole[0][name]).max() > 1e-6
+    for name, gradient in whole[0].items():
+        # Padding is dropped also here, which nothing sees; experts compute slices of another length.
+        assert np.abs(gradient - gradients[2][name]).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3), name
+
+
+def test_evaluation_drops_nothing(make_recipe):
+    eval_dataset = [{"format": "drawn", "task": "mixed", "split": "test"}]
+    arguments = make_recipe(eval_dataset=eval_dataset, max_evaluate_steps=1)
+    losses = []
+    for factor in (0.0, 0.1):
+        arguments.capacity_factor, arguments.balance_devices = factor, 2
+        processor = run.make_processor(arguments)
+        paddle.seed(3)
+        model = run.make_model(arguments)
+        trainer = VL2Trainer(model, arguments, processor, None, run.evaluation_maker(arguments, processor))
+        batch, meta = next(iter(run.evaluation_maker(arguments, processor)()))
+        if factor:
+            set_dropping(model, trainer._dropping(batch["segment_ids"], meta.draws))
+        losses.append(trainer.evaluate()["eval_loss"])
+    assert losses[0] == losses[1]
 
 
 def test_the_log_has_what_is_promised(make_recipe, train):
@@ -129,8 +191,7 @@ def test_the_log_has_what_is_promised(make_recipe, train):
         vision={"mode": "full", "learning_rate_multiplier": 0.1},
     )
     train(arguments)
-    with open(f"{arguments.output_dir}/metrics.jsonl", encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
+    records = read_metrics(arguments)
     first = records[0]
     assert first["lr_vision"] == pytest.approx(0.1 * first["lr_language"])
     assert first["loss"] > 0 and first["grad_norm"] > 0 and first["tokens_per_second"] > 0
@@ -144,8 +205,7 @@ def test_the_logged_rate_is_that_of_the_step(make_recipe, train):
     """Warm-up over four steps: a quarter of the rate in the first. No total that a resumed run gets wrong."""
     arguments = make_recipe(max_steps=2, warmup_steps=4, lr_scheduler_type="constant", learning_rate=0.004)
     train(arguments)
-    with open(f"{arguments.output_dir}/metrics.jsonl", encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
+    records = read_metrics(arguments)
     rates = [record["learning_rate"] for record in records if "loss" in record]
     assert rates == pytest.approx([make_schedule_rate(arguments, step) for step in (0, 1)])
     assert rates[0] < rates[1] < 0.004

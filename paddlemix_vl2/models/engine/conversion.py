@@ -83,10 +83,9 @@ class PackWhileLoading:
 
     def __init__(self, model: nn.Layer, weights: str):
         layers = dict(model.named_sublayers())
-        unused = tuple(f"{name}." for name in layers if isinstance(layers[name], AttentionPoolLatent))
+        self._unused = tuple(f"{name}." for name in layers if isinstance(layers[name], AttentionPoolLatent))
         self._int8 = weights == "int8"
         self._linear = {f"{name}.weight": layer for name, layer in layers.items() if type(layer) is nn.Linear}
-        self._unused = unused or ("/",)
 
     def __call__(self, name: str, value: paddle.Tensor) -> bool:
         """Whether the tensor has been taken (or is not needed)."""

@@ -4,11 +4,13 @@ import ctypes
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import paddle
 
 from paddlemix_vl2.models.cache import KeyValueCache, LatentCache
 from paddlemix_vl2.models.dot_product import QUERY_BLOCK
 from paddlemix_vl2.models.engine.build import KernelsUnavailable, find_library
+from paddlemix_vl2.models.engine.pages import weight_pool
 
 _BLOCK_ROWS, _BLOCK_COLUMNS = 32, 64
 # Scores of this many bytes at a time stay in the processor's caches.
@@ -42,18 +44,18 @@ class PackedMatrix:
     """Weights [rows, columns] as the kernels read them.
 
     Attributes:
-        data: bfloat16 or int8, in blocks.
+        data: int8, or the 16 bits of bfloat16 as uint16, in blocks.
         scales: float32, one per column, of int8 weights; else None.
     """
 
     rows: int
     columns: int
-    data: paddle.Tensor
-    scales: paddle.Tensor | None = None
+    data: np.ndarray
+    scales: np.ndarray | None = None
 
     @property
     def pointers(self) -> tuple[int, int | None]:
-        return self.data.data_ptr(), None if self.scales is None else self.scales.data_ptr()
+        return self.data.ctypes.data, None if self.scales is None else self.scales.ctypes.data
 
 
 @lru_cache(maxsize=1)
@@ -83,14 +85,14 @@ def pack(weight: paddle.Tensor, int8: bool = False) -> PackedMatrix:
     if weight.dtype != paddle.bfloat16:
         weight = weight.astype("bfloat16")
     source = (weight.data_ptr(), *weight.strides, rows, columns)
-    width = _round_up(columns, _BLOCK_COLUMNS)
+    width, empty = _round_up(columns, _BLOCK_COLUMNS), weight_pool().empty
     if int8:
-        data, scales = paddle.empty([rows * width], "int8"), paddle.empty([width], "float32")
-        load().vl2_pack_int8(*source, data.data_ptr(), scales.data_ptr())
-        return PackedMatrix(rows, columns, data, scales)
-    data = paddle.empty([_round_up(rows, _BLOCK_ROWS) * width], "bfloat16")
-    load().vl2_pack_bf16(*source, data.data_ptr())
-    return PackedMatrix(rows, columns, data)
+        matrix = PackedMatrix(rows, columns, empty((rows, width), "int8"), empty((width,), "float32"))
+        load().vl2_pack_int8(*source, *matrix.pointers)
+        return matrix
+    matrix = PackedMatrix(rows, columns, empty((_round_up(rows, _BLOCK_ROWS), width), "uint16"))
+    load().vl2_pack_bf16(*source, matrix.pointers[0])
+    return matrix
 
 
 def linear(hidden: paddle.Tensor, matrix: PackedMatrix, bias: paddle.Tensor | None = None) -> paddle.Tensor:
@@ -205,7 +207,7 @@ class PackedVisionBlock:
         self, matrices: list[PackedMatrix], vectors: list[paddle.Tensor], heads: int, epsilon: float
     ):
         self.matrices, self.vectors, self.heads, self.epsilon = matrices, vectors, heads, epsilon
-        self._matrices = (_POINTER * len(matrices))(*[matrix.data.data_ptr() for matrix in matrices])
+        self._matrices = (_POINTER * len(matrices))(*[matrix.pointers[0] for matrix in matrices])
         self._vectors = (_POINTER * len(vectors))(*[vector.data_ptr() for vector in vectors])
 
     def __call__(self, hidden: paddle.Tensor) -> None:

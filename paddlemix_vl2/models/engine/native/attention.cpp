@@ -13,21 +13,20 @@ namespace {
 // Softmax of the first `seen` scores times `scale`; zero behind them.
 void softmax_row(float* scores, int64_t seen, int64_t width, float scale, Bf16* target) {
   const __m512 lowest = _mm512_set1_ps(-INFINITY), scales = _mm512_set1_ps(scale);
-  auto mask = [&](int64_t i) { return (__mmask16)(seen - i >= 16 ? 0xffff : (1u << (seen - i)) - 1); };
   __m512 largest = lowest, total = _mm512_setzero_ps();
   for (int64_t i = 0; i < seen; i += 16)
-    largest = _mm512_max_ps(largest, _mm512_mask_loadu_ps(lowest, mask(i), scores + i));
+    largest = _mm512_max_ps(largest, _mm512_mask_loadu_ps(lowest, first_lanes(seen - i), scores + i));
   largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest));
   for (int64_t i = 0; i < seen; i += 16) {
-    __m512 apart = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask(i), scores + i), largest);
-    __m512 weight = _mm512_maskz_mov_ps(mask(i), exp(_mm512_mul_ps(apart, scales)));
-    _mm512_mask_storeu_ps(scores + i, mask(i), weight);
+    __m512 apart = _mm512_sub_ps(_mm512_maskz_loadu_ps(first_lanes(seen - i), scores + i), largest);
+    __m512 weight = _mm512_maskz_mov_ps(first_lanes(seen - i), exp(_mm512_mul_ps(apart, scales)));
+    _mm512_mask_storeu_ps(scores + i, first_lanes(seen - i), weight);
     total = _mm512_add_ps(total, weight);
   }
   const __m512 factor = _mm512_set1_ps(1.f / _mm512_reduce_add_ps(total));
   for (int64_t i = 0; i < seen; i += 16) {
-    __m512 weight = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask(i), scores + i), factor);
-    _mm256_mask_storeu_epi16(target + i, mask(i), to_bf16(weight));
+    __m512 weight = _mm512_mul_ps(_mm512_maskz_loadu_ps(first_lanes(seen - i), scores + i), factor);
+    _mm256_mask_storeu_epi16(target + i, first_lanes(seen - i), to_bf16(weight));
   }
   std::memset(target + seen, 0, (width - seen) * sizeof(Bf16));
 }

@@ -52,12 +52,15 @@ class Scratch {
 
 inline __m256i to_bf16(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
 
+// Of the 16 lanes of a register those that still hold numbers, where `count` are left.
+inline __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : (1u << count) - 1; }
+
 inline void to_bf16(const float* source, Bf16* target, int64_t count) {
   int64_t i = 0;
   for (; i + 16 <= count; i += 16)
     _mm256_storeu_si256((__m256i*)(target + i), to_bf16(_mm512_loadu_ps(source + i)));
   if (i < count) {
-    __mmask16 rest = (1u << (count - i)) - 1;
+    const __mmask16 rest = first_lanes(count - i);
     _mm256_mask_storeu_epi16(target + i, rest, to_bf16(_mm512_maskz_loadu_ps(rest, source + i)));
   }
 }

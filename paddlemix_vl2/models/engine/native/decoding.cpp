@@ -19,8 +19,6 @@ inline __m512 widen(__m256i narrow) {
   return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16);
 }
 
-inline __mmask16 first_lanes(int64_t count) { return count >= 16 ? 0xffff : (1u << count) - 1; }
-
 inline __m512 load_bf16(const Bf16* source, int64_t count) {
   return widen(_mm256_maskz_loadu_epi16(first_lanes(count), source));
 }
