@@ -9,8 +9,7 @@ import paddle
 import pytest
 from safetensors.numpy import load_file
 
-from paddlemix_vl2.training import checkpoint, run
-from paddlemix_vl2.training.recipe import load_recipe
+from paddlemix_vl2.training import checkpoint
 
 pytestmark = pytest.mark.distributed
 
@@ -84,10 +83,9 @@ def test_going_on_from_one_process(processes, folders, alone):
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
-def test_going_on_in_one_process(processes, folders, recipe, alone, tmp_path):
+def test_going_on_in_one_process(processes, folders, train_here, alone, tmp_path):
     shutil.copytree(folders(processes) / "whole" / "checkpoint-2", tmp_path / "checkpoint-2")
-    changes = ["per_device_train_batch_size=4", f"output_dir={tmp_path}", "resume_from_checkpoint=auto"]
-    run.train(load_recipe(recipe, changes))
+    train_here(tmp_path, "resume_from_checkpoint=auto")
     assert_close(tensors_of(alone), tensors_of(tmp_path))
     assert read_optimizer(tmp_path).keys() == read_optimizer(alone).keys()
 
