@@ -42,27 +42,19 @@ def start_processes():
 
 
 @pytest.fixture(scope="session")
-def recipe(small_folder, tmp_path_factory) -> Path:
+def recipe(small_recipe, tmp_path_factory) -> Path:
     """Four steps of the small model from nothing, with every balance loss and the moving bias."""
     values = {
-        "model_config": str(small_folder / "config.json"),
-        "processor_path": str(small_folder),
-        "vision": {"mode": "full"},
-        "train_dataset": [{"format": "drawn", "task": "mixed"}, {"format": "drawn", "task": "words"}],
-        "max_seq_length": 320,
+        **small_recipe,
         "max_steps": 4,
         "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "bias_update_speed": 0.01,
         "balance_devices": 2,
         "expert_balance_alpha": 0.03,
         "device_balance_alpha": 0.05,
         "communication_balance_alpha": 0.02,
-        "logging_steps": 1,
         "save_steps": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
     }
     file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     file.write_text(yaml.safe_dump(values))
