@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
+
 IMAGE_TOKEN = "<image>"
 ENGINES = ("auto", "eager", "native")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -45,6 +47,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="tokens of the prompt to read at a time (default: all)",
     )
     add("--output", metavar="FILE", help="where to save the picture with the boxes that the answer names")
+    add(
+        "--expert_parallel_degree",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes of paddle.distributed.launch that share the experts (default 1); see docs/scaling.md",
+    )
     sampling = parser.add_argument_group("sampling", "off, unless one of the first three is given")
     add = sampling.add_argument
     add("--temperature", type=float, metavar="T", help="0: take the best token; published example: 0.4")
@@ -126,6 +135,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         from paddlemix_vl2.processing.pictures import open_picture
 
     device.set_device(arguments.device)
+    processes.check_flags(arguments)
     dtype = check_precision(arguments)
     # These complain now, not when the model is loaded or has answered.
     sampling_flags(arguments)
@@ -145,12 +155,13 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     )
     limit = config.language_config.max_sequence_length
     check_lengths(batch["input_ids"].shape[1], arguments.max_new_tokens, arguments.chunk_size, limit)
-    say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
-    model = load_model(arguments, folder)
-    say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
-    text = stream_answer(model, batch, processor.tokenizer, arguments)
-    number = getattr(arguments, "draw_on", None) or len(opened)
-    show_boxes(text, opened[number - 1], arguments.output)
+    with processes.together(arguments, config.language_config.n_routed_experts) as dispatcher:
+        say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
+        model = load_model(arguments, folder, dispatcher)
+        say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
+        text = stream_answer(model, batch, processor.tokenizer, arguments)
+        number = getattr(arguments, "draw_on", None) or len(opened)
+        show_boxes(text, opened[number - 1], arguments.output)
 
 
 def check_adapter(folder: str | None) -> None:
@@ -181,17 +192,18 @@ def check_precision(arguments: argparse.Namespace) -> str:
 
 
 def engine_of(arguments: argparse.Namespace) -> str:
-    """Adapters sit on Paddle's layers, which the kernels replace."""
-    return "eager" if arguments.adapter_path and arguments.engine == "auto" else arguments.engine
+    """Adapters sit on Paddle's layers, which the kernels replace; shared experts need these too."""
+    needs_layers = arguments.adapter_path or getattr(arguments, "expert_parallel_degree", 1) > 1
+    return "eager" if needs_layers and arguments.engine == "auto" else arguments.engine
 
 
-def load_model(arguments: argparse.Namespace, folder: str | Path):
+def load_model(arguments: argparse.Namespace, folder: str | Path, dispatcher=None):
     """The model, with its adapter where one is given. It is not merged into the weights: in 16 bits these
     could not hold small changes."""
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM
 
     model = DeepseekVLV2ForCausalLM.from_pretrained(
-        folder, dtype=arguments.dtype, engine=engine_of(arguments)
+        folder, dtype=arguments.dtype, engine=engine_of(arguments), dispatcher=dispatcher
     )
     if arguments.adapter_path is None:
         return model

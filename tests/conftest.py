@@ -1,6 +1,7 @@
 """Fixtures that several test folders share: recorded outputs, the published tokenizers, the demo model."""
 
 import importlib.util
+import json
 import os
 import sys
 import threading
@@ -39,6 +40,83 @@ def golden() -> Path:
 def tokenizer_folders() -> dict[str, Path]:
     """Folders of the 128k (VL2-Tiny, VL2) and the 100k (VL2-Small) tokenizer."""
     return {name: find_tokenizer_folder(name) for name in TOKENIZER_VERSIONS}
+
+
+def small_config() -> dict:
+    """The demo's geometry, narrower, with the router that has a correction bias."""
+    config = json.loads((TESTS.parent / "configs" / "model" / "demo.json").read_text())
+    config["vision_config"].update(width=32, layers=1, heads=2)
+    config["projector_config"].update(input_dim=32, n_embed=48)
+    config["language_config"].update(
+        hidden_size=48,
+        intermediate_size=64,
+        moe_intermediate_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        kv_lora_rank=16,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=8,
+        v_head_dim=16,
+        scoring_func="sigmoid",
+        topk_method="noaux_tc",
+        norm_topk_prob=True,
+        aux_loss_alpha=0.01,
+    )
+    return config
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory) -> Path:
+    """A model of a few thousand parameters, with the drawn data set's tokenizer: ``config.json`` and the
+    processor's files."""
+    from paddlemix_vl2 import DeepseekVLV2Processor
+    from paddlemix_vl2.demo.tokenizer import build_tokenizer, collect_texts
+
+    folder = tmp_path_factory.mktemp("small")
+    config = small_config()
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = build_tokenizer(collect_texts(200), config["language_config"]["vocab_size"])
+    DeepseekVLV2Processor(tokenizer, config["candidate_resolutions"]).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_recipe(small_folder) -> dict:
+    """Values of a recipe that trains the small model from nothing on drawn pictures."""
+    return {
+        "model_config": str(small_folder / "config.json"),
+        "processor_path": str(small_folder),
+        "vision": {"mode": "full"},
+        "train_dataset": [{"format": "drawn", "task": "mixed"}, {"format": "drawn", "task": "words"}],
+        "max_seq_length": 320,
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_steps": 1000,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+@pytest.fixture(scope="session")
+def assert_trained_alike():
+    """``assert_trained_alike(one, other)``: weights after a few steps of :func:`small_recipe`, by name.
+
+    Float32 sums in another order; AdamW's first steps move by about the learning rate, 1e-2, whatever the
+    size of a gradient, so a gradient near zero may turn its sign and move a few numbers the other way.
+    """
+
+    def check(one: dict, other: dict) -> None:
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            if name.endswith("attn.qkv.bias"):
+                continue  # a bias of the keys changes no attention: its gradient is rounding noise only
+            differs = abs(value - other[name]) > 1e-4
+            assert differs.sum() <= max(2, 0.02 * differs.size), f"{name}: {differs.mean():.1%}"
+
+    return check
 
 
 @pytest.fixture(scope="session")
