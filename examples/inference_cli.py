@@ -130,7 +130,6 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         from paddlemix_vl2.configuration import DeepseekVLV2Config
         from paddlemix_vl2.generation.decoding import check_lengths
         from paddlemix_vl2.generation.drawing import check_output
-        from paddlemix_vl2.generation.sampling import SamplingParameters
         from paddlemix_vl2.hub import resolve_checkpoint
         from paddlemix_vl2.processing.pictures import open_picture
 
@@ -138,7 +137,7 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     processes.check_flags(arguments)
     dtype = check_precision(arguments)
     # These complain now, not when the model is loaded or has answered.
-    SamplingParameters(**sampling_flags(arguments))
+    sampling_flags(arguments)
     if arguments.output is not None:
         check_output(arguments.output)
     opened = [open_picture(file) for file in pictures]
@@ -250,12 +249,10 @@ def _check_files(arguments, pictures: list[str]) -> None:
 
 def sampling_flags(arguments: argparse.Namespace) -> dict:
     """The sampling arguments of ``generate``: greedy, unless a flag asks for sampling."""
-    given = {name: getattr(arguments, name) for name in ("temperature", "top_p", "top_k")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("temperature") == 0 or given == {"top_k": 0}:
-        given = {}
-    common = {"repetition_penalty": arguments.repetition_penalty, "seed": arguments.seed}
-    return {"do_sample": bool(given), **given, **common}
+    from paddlemix_vl2.generation.sampling import SamplingParameters
+
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    return vars(SamplingParameters.asked_for(**{name: getattr(arguments, name) for name in names}))
 
 
 def make_conversation(question: str, num_pictures: int) -> list[dict]:

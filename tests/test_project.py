@@ -41,6 +41,8 @@ MAY_IMPORT = {
     "data": {"configuration", "image_layout", "keys", "processing", "generation", "demo"},
     "models": SHARED | {"checkpoints", "generation"},
     "evaluation": {"data", "generation", "keys", "processing"},
+    "answering": {"processing", "generation", "models"},
+    "server": SHARED | {"answering", "processing", "generation"},
     "distributed": {"checkpoints", "models"},
     "training": SHARED | {"distributed", "checkpoints", "data", "models", "processing"},
     "__init__": {"device"},

@@ -212,7 +212,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             max_tiles=images.shape[1],
             side=self.config.image_tokens_per_side,
         )
-        tiles = paddle.gather(images.flatten(stop_axis=1), paddle.to_tensor(plan.tiles))
+        tiles = paddle.gather(images.flatten(stop_axis=1), device.to_tensor(plan.tiles))
         features = self.encode_tiles(tiles)
         return place_image_tokens(embeddings, features, self.image_newline, self.view_seperator, plan)
 
