@@ -92,9 +92,11 @@ def serve(arguments: argparse.Namespace) -> None:
         max_pixels=arguments.max_megapixels * 1_000_000,
         allow_remote_images=arguments.allow_remote_images,
     )
+    app = create_app(service, settings)
+    sock.listen()  # who reads the address and connects at once must not be refused
     host, port = sock.getsockname()[:2]
     print(f"{settings.model_name} at http://{f'[{host}]' if ':' in host else host}:{port}/v1", flush=True)
-    run(create_app(service, settings), service, sock, arguments.stop_timeout)
+    run(app, service, sock, arguments.stop_timeout)
 
 
 def model_name(arguments: argparse.Namespace) -> str:

@@ -140,7 +140,7 @@ def ask_until(end: float, url: str, asked: list[tuple[dict, str]], start: int, t
             text, tokens = read_answer(client, message, leaves)
         except openai.OpenAIError as error:
             with tally.lock:
-                tally.errors.append(f"question {number % len(asked)}: {error!r}")
+                tally.errors.append(f"question {number % len(asked)}: {error!r}, {error.__cause__!r}")
             continue
         with tally.lock:
             tally.requests += 1

@@ -16,8 +16,9 @@ def tool(load_tool):
 
 @pytest.mark.slow
 def test_some_seconds(tool, capsys):
-    assert tool.main(["--minutes", "0.05", "--clients", "3", "--questions", "4"]) == 0
+    code = tool.main(["--minutes", "0.05", "--clients", "3", "--questions", "4"])
     out = capsys.readouterr().out
+    assert code == 0, out
     assert re.match(MINUTE, out)
     found = re.search(
         r"(\d+) requests, (\d+) of them left early, 0 errors, 0 answers differ; .* with 0$", out
