@@ -1,9 +1,11 @@
-"""Several processes that answer one question together, each with some of the model's experts."""
+"""Several processes that train together, or answer one question together, each with some of the experts."""
 
 import argparse
 import contextlib
 import io
+import os
 import secrets
+import sys
 from collections.abc import Iterator
 
 
@@ -61,3 +63,17 @@ def together(arguments: argparse.Namespace, num_experts: int | None) -> Iterator
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield dispatcher
         wait_for_all()
+
+
+def leave(code: int) -> None:
+    """End the program with this exit code.
+
+    One of several processes ends without Python's teardown: the threads of gloo and of Paddle's store are
+    still at work then, and now and then abort a process that has written everything; the launcher would
+    take that for a failure of the run.
+    """
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

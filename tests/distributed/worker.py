@@ -5,6 +5,7 @@ Leaves ``rank{r}.npz`` with pairs of arrays: ``NAME/spread`` is what experts ove
 """
 
 import contextlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -278,3 +279,4 @@ def main(folder: Path, recipe: str, alone: Path, saved: Path | None = None) -> N
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:]))
+    os._exit(0)  # as examples/processes.py ends its programs

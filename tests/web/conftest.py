@@ -1,7 +1,5 @@
 """The demo's processor, and models that answer what a test wants."""
 
-import importlib.util
-import sys
 import threading
 import time
 from pathlib import Path
@@ -90,9 +88,5 @@ def picture():
 
 
 @pytest.fixture(scope="session")
-def browser_tool():
-    """``tools/browser.py``."""
-    spec = importlib.util.spec_from_file_location("browser", ROOT / "tools" / "browser.py")
-    module = sys.modules.setdefault("browser", importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
+def browser_tool(load_tool):
+    return load_tool("browser")
