@@ -179,7 +179,9 @@ class Page:
         ]
         self._stop.click(self._on_stop, None, None, **quick)
         for clear in (self._clear.click, self._chatbot.clear):
-            clear(self._on_clear, None, shown, cancels=answers, **quick)
+            cleared = clear(self._on_clear, None, shown, cancels=answers, **quick)
+            # Once more in its turn: a moment of the answer may have been on its way already.
+            cleared.then(self._on_clear, None, shown, **slow)
         widgets = {"heading": self._heading, "language": self._language, "question": self._question}
         widgets |= {"stop": self._stop, "retry": self._retry, "clear": self._clear, "help": self._help}
         widgets |= {"settings": self._settings, **dict(zip(SETTINGS, self._sliders, strict=True))}
