@@ -11,7 +11,7 @@ import gradio as gr
 
 from paddlemix_vl2.web.chat import Chat, Settings
 from paddlemix_vl2.web.display import plain, to_messages
-from paddlemix_vl2.web.session import Progress, Stops, respond
+from paddlemix_vl2.web.session import Interruptions, Progress, respond
 from paddlemix_vl2.web.wording import EXAMPLES, LANGUAGES, choose_language, say
 
 SETTINGS = ("temperature", "top_p", "repetition_penalty", "max_new_tokens")
@@ -45,7 +45,7 @@ class Page:
         self._model_name = model_name
         self._examples = examples
         self._is_demo = is_demo
-        self._stops = Stops()
+        self._interruptions = Interruptions()
         # Uploads and drawn boxes are deleted after a day, looked for every hour.
         cache = (_SECONDS_PER_HOUR, 24 * _SECONDS_PER_HOUR)
         options = {"analytics_enabled": False, "delete_cache": cache, "fill_width": True}
@@ -172,16 +172,12 @@ class Page:
         slow = {**quick, "queue": True, "concurrency_id": "answer", "concurrency_limit": 1}
         known = [self._turns, self._language, *self._sliders]
         shown = [self._chatbot, self._turns, self._question, self._notice, self._stop, self._retry]
-        answers = [
-            self._question.submit(self._on_question, [self._question, *known], shown, **slow),
-            self._chatbot.example_select(self._on_example, known, shown, **slow),
-            self._retry.click(self._on_retry, known, shown, **slow),
-        ]
+        self._question.submit(self._on_question, [self._question, *known], shown, **slow)
+        self._chatbot.example_select(self._on_example, known, shown, **slow)
+        self._retry.click(self._on_retry, known, shown, **slow)
         self._stop.click(self._on_stop, None, None, **quick)
         for clear in (self._clear.click, self._chatbot.clear):
-            cleared = clear(self._on_clear, None, shown, cancels=answers, **quick)
-            # Once more in its turn: a moment of the answer may have been on its way already.
-            cleared.then(self._on_clear, None, shown, **slow)
+            clear(self._on_clear, None, shown, **quick)
         widgets = {"heading": self._heading, "language": self._language, "question": self._question}
         widgets |= {"stop": self._stop, "retry": self._retry, "clear": self._clear, "help": self._help}
         widgets |= {"settings": self._settings, **dict(zip(SETTINGS, self._sliders, strict=True))}
@@ -212,10 +208,12 @@ class Page:
         """All that changes on the page, at each moment of one answer."""
         window = request.session_hash
         options = dict(zip(SETTINGS, settings, strict=True))
-        stopped = self._stops.begin(window)
+        interruption = self._interruptions.begin(window)
         typed = {"text": question, "files": [str(file) for file in files]}
         try:
-            progresses = respond(self._chat, turns, question, files, options, LANGUAGES[language], stopped)
+            progresses = respond(
+                self._chat, turns, question, files, options, LANGUAGES[language], interruption
+            )
             for number, progress in enumerate(progresses):
                 box = gr.skip()
                 if not number:
@@ -224,7 +222,7 @@ class Page:
                     box = gr.update(value=typed)
                 yield self._show(progress, box, only_text=progress.is_running and number > 1)
         finally:
-            self._stops.end(window)
+            self._interruptions.end(window)
 
     def _show(self, progress: Progress, box, only_text: bool = False) -> tuple:
         """Values for the widgets: chat, turns, question, notice, stop, retry."""
@@ -238,10 +236,10 @@ class Page:
         return messages, progress.turns, box, plain(progress.notice), busy, free
 
     def _on_stop(self, request: gr.Request) -> None:
-        self._stops.stop(request.session_hash)
+        self._interruptions.interrupt(request.session_hash)
 
     def _on_clear(self, request: gr.Request) -> tuple:
-        self._stops.stop(request.session_hash)
+        self._interruptions.interrupt(request.session_hash, clear=True)
         return self._show(Progress([]), gr.skip())
 
     def _on_load(self, request: gr.Request) -> tuple:

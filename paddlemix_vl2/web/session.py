@@ -1,7 +1,6 @@
 """One question from the page: what to show while it is answered, how it is stopped, mistakes as sentences."""
 
 import logging
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,23 +28,33 @@ class Progress:
     is_refused: bool = False
 
 
-class Stops:
-    """Who wants the answer that is being written to end: a flag per browser window."""
+@dataclass
+class Interruption:
+    """Whether the answer that is being written is to end, and whether its conversation is to go too."""
+
+    is_stopped: bool = False
+    is_cleared: bool = False
+
+
+class Interruptions:
+    """One :class:`Interruption` for each browser window that waits for an answer."""
 
     def __init__(self):
-        self._flags: dict[str, threading.Event] = {}
+        self._of_window: dict[str, Interruption] = {}
 
-    def begin(self, window: str) -> threading.Event:
-        """A lowered flag for the answer that begins in this window."""
-        self._flags[window] = threading.Event()
-        return self._flags[window]
+    def begin(self, window: str) -> Interruption:
+        """For the answer that begins in this window."""
+        self._of_window[window] = Interruption()
+        return self._of_window[window]
 
-    def stop(self, window: str) -> None:
-        if window in self._flags:
-            self._flags[window].set()
+    def interrupt(self, window: str, clear: bool = False) -> None:
+        """End the window's answer, if there is one."""
+        if window in self._of_window:
+            self._of_window[window].is_stopped = True
+            self._of_window[window].is_cleared |= clear
 
     def end(self, window: str) -> None:
-        self._flags.pop(window, None)
+        self._of_window.pop(window, None)
 
 
 def respond(
@@ -55,19 +64,31 @@ def respond(
     pictures: Sequence[Path],
     settings: dict,
     language: str,
-    stopped: threading.Event,
+    interruption: Interruption,
 ) -> Iterator[Progress]:
     """Ask, and say what to show at each moment. The last one is not running; nothing that goes wrong while
     answering is raised.
 
+    An answer whose conversation was cleared ends with the empty one: what it showed before may reach the
+    browser later than what clearing showed.
+
     Args:
         settings: keyword arguments of :class:`Settings`, as they stand on the page.
     """
-    turns = list(turns)
+    for progress in _answer(chat, list(turns), question, pictures, settings, language, interruption):
+        if not interruption.is_cleared:
+            yield progress
+        elif not progress.is_running:
+            yield Progress([])
+
+
+def _answer(chat, turns, question, pictures, settings, language, interruption) -> Iterator[Progress]:
     running = Progress(turns, say(language, "reading"), is_running=True)
     try:
         yield running
-        for turn in chat.ask(turns, question, pictures, Settings(**settings), stopped.is_set):
+        for turn in chat.ask(
+            turns, question, pictures, Settings(**settings), lambda: interruption.is_stopped
+        ):
             running = Progress([*turns, turn], say(language, "answering"), is_running=True)
             yield running
     except Refusal as refusal:
@@ -77,7 +98,7 @@ def respond(
         logger.exception("the question could not be answered")
         yield Progress(turns, say(language, "failed", detail=_one_line(error)), is_refused=True)
     else:
-        yield Progress(running.turns, _summary(chat, running.turns[-1], language, stopped.is_set()))
+        yield Progress(running.turns, _summary(chat, running.turns[-1], language, interruption.is_stopped))
 
 
 def _one_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ REQUEST = SimpleNamespace(session_hash="window", headers={"accept-language": "zh
 def test_answers_come_one_at_a_time_and_buttons_at_once(page):
     functions = page.blocks.fns.values()
     answers = [function for function in functions if function.concurrency_id == "answer"]
-    names = ["_on_question", "_on_example", "_on_retry", "_on_clear", "_on_clear"]
+    names = ["_on_question", "_on_example", "_on_retry"]
     assert [function.fn.__name__ for function in answers] == names
     assert {function.concurrency_limit for function in answers} == {1}
     at_once = {function.fn.__name__ for function in functions if function.fn and not function.queue}

@@ -1,20 +1,20 @@
 """What the page shows at each moment, and mistakes as sentences."""
 
-import threading
-
 import pytest
 
-from paddlemix_vl2.web.session import Stops, respond
+from paddlemix_vl2.web.session import Interruption, Interruptions, respond
 
 
 @pytest.fixture
 def ask(make_chat):
     """All progress of one question, and the stub that answered it."""
 
-    def ask_stub(question="Hi", files=(), turns=(), settings=None, language="en", stopped=None, **options):
+    def ask_stub(
+        question="Hi", files=(), turns=(), settings=None, language="en", interruption=None, **options
+    ):
         chat, model = make_chat(**options)
-        stopped = stopped or threading.Event()
-        return list(respond(chat, turns, question, files, settings or {}, language, stopped)), model
+        interruption = interruption or Interruption()
+        return list(respond(chat, turns, question, files, settings or {}, language, interruption)), model
 
     return ask_stub
 
@@ -32,10 +32,21 @@ def test_the_page_speaks_chinese(ask):
 
 
 def test_a_stopped_answer_is_kept_and_said(ask):
-    stopped = threading.Event()
-    stopped.set()
-    progress, model = ask(answer="red", is_endless=True, pause=0.01, stopped=stopped)
+    interruption = Interruption(is_stopped=True)
+    progress, model = ask(answer="red", is_endless=True, pause=0.01, interruption=interruption)
     assert progress[-1].notice.startswith("Stopped. ") and progress[-1].turns[0].answer
+    assert model.has_ended.wait(10) and model.num_tokens < 100
+
+
+def test_a_cleared_answer_ends_with_an_empty_conversation(make_chat):
+    chat, model = make_chat(answer="red", is_endless=True, pause=0.01)
+    interruptions = Interruptions()
+    moments = respond(chat, [], "Hi", [], {}, "en", interruptions.begin("window"))
+    while not (moment := next(moments)).turns:
+        pass
+    interruptions.interrupt("window", clear=True)
+    (last,) = moments
+    assert moment.is_running and (last.turns, last.notice, last.is_running) == ([], "", False)
     assert model.has_ended.wait(10) and model.num_tokens < 100
 
 
@@ -68,7 +79,7 @@ def test_an_error_of_the_model_is_one_line(make_chat, error):
         raise error("C++ Traceback (most recent call last):\n  frame 1\nOut of memory.\n")
 
     model.generate = fail
-    *_, last = respond(chat, [], "Hi", [], {}, "en", threading.Event())
+    *_, last = respond(chat, [], "Hi", [], {}, "en", Interruption())
     assert last.notice == "The question could not be answered: Out of memory." and last.is_refused
 
 
@@ -76,14 +87,14 @@ def test_a_fault_of_ours_is_not_hidden(make_chat):
     chat, model = make_chat()
     model.generate = None
     with pytest.raises(TypeError):
-        list(respond(chat, [], "Hi", [], {}, "en", threading.Event()))
+        list(respond(chat, [], "Hi", [], {}, "en", Interruption()))
 
 
-def test_stop_reaches_its_own_window_only():
-    stops = Stops()
-    one, other = stops.begin("one"), stops.begin("other")
-    stops.stop("one")
-    assert one.is_set() and not other.is_set()
-    stops.end("one")
-    stops.stop("one")  # nothing is being answered there any more
-    assert not stops.begin("one").is_set()
+def test_an_interruption_reaches_its_own_window_only():
+    interruptions = Interruptions()
+    one, other = interruptions.begin("one"), interruptions.begin("other")
+    interruptions.interrupt("one")
+    assert one == Interruption(is_stopped=True) and other == Interruption()
+    interruptions.end("one")
+    interruptions.interrupt("one")  # nothing is being answered there any more
+    assert interruptions.begin("one") == Interruption()
