@@ -5,7 +5,13 @@ sequence-wise form of the published ``MoEGate``. All count tokens per expert wit
 mean scores, which have one; scores are divided by their sum over the experts first, which changes nothing
 for a softmax and keeps a loss on sigmoids from pushing every score down (DeepSeek-V3, arXiv 2412.19437,
 eq. 18). M tokens, K choices each, E experts, D devices of E / D neighbouring experts.
+
+The losses over a whole batch take ``total``, which sums a vector over the processes that share the batch: a
+process then gets the loss of the whole batch as far as its own scores count, and the mean over the processes
+is that loss. Without it the process's own tokens are the batch.
 """
+
+from collections.abc import Callable
 
 import paddle
 import paddle.nn.functional as F
@@ -29,6 +35,9 @@ class AddAuxiliaryLoss(PyLayer):
     @staticmethod
     def backward(ctx, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         return grad, grad.clone()
+
+
+Total = Callable[[paddle.Tensor], paddle.Tensor]
 
 
 @keeps_float32
@@ -55,33 +64,51 @@ def sequence_balance_loss(
     return (shares * scores.shape[-1] * mean_scores).sum(axis=-1).mean()
 
 
-def expert_balance_loss(scores, experts, segments) -> paddle.Tensor:
+def expert_balance_loss(scores, experts, segments, total: Total | None = None) -> paddle.Tensor:
     """sum_e f_e P_e over the tokens of the whole batch (arXiv 2401.06066, eq. 12); arguments as above."""
-    return sequence_balance_loss(scores, experts, (segments >= 0).astype("int64") - 1)
+    return device_balance_loss(scores, experts, segments, scores.shape[-1], total)
 
 
 @keeps_float32
-def device_balance_loss(scores, experts, segments, num_devices: int) -> paddle.Tensor:
+def device_balance_loss(
+    scores, experts, segments, num_devices: int, total: Total | None = None
+) -> paddle.Tensor:
     """sum_d f'_d P'_d with f' the mean of f over a device's experts and P' the sum of P (arXiv 2401.06066,
     eq. 15)."""
     scores, experts = _used(scores, experts, segments)
     per_device = scores.shape[-1] // num_devices
     load = F.one_hot(experts // per_device, num_devices).sum(axis=[0, 1])  # [D]
-    shares = load * scores.shape[-1] / experts.size / per_device
-    return (shares * scores.mean(axis=0).reshape([num_devices, per_device]).sum(axis=-1)).sum()
+    load, num_tokens, weight = _of_batch(load, scores.shape[0], total)
+    shares = load * scores.shape[-1] / (num_tokens * experts.shape[-1]) / per_device
+    return (shares * _mean_per_device(scores, num_devices)).sum() * weight
 
 
 @keeps_float32
 def communication_balance_loss(
-    scores, experts, segments, num_devices: int, devices_per_token: int
+    scores, experts, segments, num_devices: int, devices_per_token: int, total: Total | None = None
 ) -> paddle.Tensor:
     """sum_d f''_d P''_d with f''_d = D / (M T) times the tokens sent to device d, M here the bound on devices
     per token (arXiv 2405.04434, eq. 29 to 31)."""
     scores, experts = _used(scores, experts, segments)
     per_device = scores.shape[-1] // num_devices
     sent = F.one_hot(experts // per_device, num_devices).max(axis=1).sum(axis=0)  # [D]
-    shares = sent * num_devices / (devices_per_token * scores.shape[0])
-    return (shares * scores.mean(axis=0).reshape([num_devices, per_device]).sum(axis=-1)).sum()
+    sent, num_tokens, weight = _of_batch(sent, scores.shape[0], total)
+    shares = sent * num_devices / (devices_per_token * num_tokens)
+    return (shares * _mean_per_device(scores, num_devices)).sum() * weight
+
+
+def _mean_per_device(scores: paddle.Tensor, num_devices: int) -> paddle.Tensor:
+    """Mean scores [M, E], summed over each device's experts: [D]."""
+    return scores.mean(axis=0).reshape([num_devices, -1]).sum(axis=-1)
+
+
+def _of_batch(load: paddle.Tensor, num_tokens: int, total: Total | None):
+    """``load`` [D] and the tokens of the whole batch, and the weight of this process's mean score in it,
+    times the number of processes."""
+    if total is None:
+        return load, num_tokens, 1.0
+    counts = total(paddle.concat([load, paddle.to_tensor([num_tokens, 1.0], dtype=load.dtype)]))
+    return counts[:-2], counts[-2], num_tokens * counts[-1] / counts[-2]
 
 
 def number_segments(segment_ids: paddle.Tensor) -> paddle.Tensor:

@@ -13,6 +13,7 @@ from paddlemix_vl2 import device
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.data import SourceSpec
 from paddlemix_vl2.data.sources import DRAWN
+from paddlemix_vl2.distributed import check_experts
 from paddlemix_vl2.training import memory
 from paddlemix_vl2.training.optimizer import make_schedule
 from paddlemix_vl2.training.outline import Outline, OutlinedParameter, find_config
@@ -63,7 +64,7 @@ def describe(arguments: VL2TrainingArguments, processes: int | None = None) -> s
 
 
 def check_balance(config: DeepseekVLV2Config, arguments: VL2TrainingArguments) -> None:
-    """ValueError where the recipe's way of balancing the experts does not fit the model."""
+    """ValueError where the recipe's way of balancing or dividing the experts does not fit the model."""
     language = config.language_config
     if arguments.bias_update_speed and language.topk_method != "noaux_tc":
         raise ValueError(
@@ -75,6 +76,7 @@ def check_balance(config: DeepseekVLV2Config, arguments: VL2TrainingArguments) -
             f"bias_update_speed is {arguments.bias_update_speed:g}, but the language model is frozen and the "
             "bias a part of it"
         )
+    check_experts(arguments.expert_parallel_degree, language.n_routed_experts)
     if (language.n_routed_experts or 0) % arguments.balance_devices:
         raise ValueError(
             f"balance_devices is {arguments.balance_devices}; it must divide the model's "
