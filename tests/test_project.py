@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "demo": {"configuration", "image_layout", "processing", "generation"},
     "data": {"configuration", "image_layout", "keys", "processing", "generation", "demo"},
     "models": SHARED | {"checkpoints", "generation"},
-    "training": SHARED | {"checkpoints", "data", "models", "processing"},
+    "distributed": {"checkpoints", "models"},
+    "training": SHARED | {"distributed", "checkpoints", "data", "models", "processing"},
     "__init__": {"device"},
 }
 

@@ -4,6 +4,7 @@ Source: the published checkpoints and the modules of the published DeepSeek-VL2 
 published models are in the tests.
 """
 
+import re
 from collections.abc import Iterator
 
 from paddlemix_vl2.configuration import (
@@ -14,6 +15,7 @@ from paddlemix_vl2.configuration import (
 )
 
 Named = tuple[str, tuple[int, ...]]
+_EXPERT = re.compile(r"\.mlp\.experts\.(\d+)\.")
 
 
 def expected_tensors(config: DeepseekVLV2Config) -> dict[str, tuple[int, ...]]:
@@ -31,6 +33,28 @@ def expected_tensors(config: DeepseekVLV2Config) -> dict[str, tuple[int, ...]]:
             *_language(config.language_config),
         ]
     )
+
+
+def expert_of(name: str) -> int | None:
+    """The routed expert that a tensor (or an adapter of it) belongs to; None for all others.
+
+    Example:
+        >>> expert_of("language.model.layers.1.mlp.experts.12.up_proj.weight")
+        12
+    """
+    found = _EXPERT.search(name)
+    return int(found[1]) if found else None
+
+
+def held_tensors(expected: dict[str, tuple[int, ...]], experts: range | None) -> dict[str, tuple[int, ...]]:
+    """Those of the tensors that a process has which holds these routed experts only; all where None."""
+    if experts is None:
+        return expected
+    return {
+        name: shape
+        for name, shape in expected.items()
+        if (expert := expert_of(name)) is None or expert in experts
+    }
 
 
 def _linear(name: str, size_in: int, size_out: int, bias: bool = False) -> Iterator[Named]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import paddle
 
 from paddlemix_vl2.checkpoints.comparison import detect_layout, find_differences
-from paddlemix_vl2.checkpoints.expected import expected_tensors
+from paddlemix_vl2.checkpoints.expected import expected_tensors, held_tensors
 from paddlemix_vl2.checkpoints.files import byte_bar, check_dtype
 from paddlemix_vl2.checkpoints.parameters import cast, model_tensors
 from paddlemix_vl2.checkpoints.reader import StoredTensor, open_checkpoint
@@ -21,6 +21,7 @@ def load_checkpoint(
     dtype: str = "float32",
     progress: bool = False,
     take: Callable[[str, paddle.Tensor], bool] | None = None,
+    experts: range | None = None,
 ) -> None:
     """Fill a model's parameters and persistable buffers from safetensors files of either layout.
 
@@ -38,6 +39,8 @@ def load_checkpoint(
         progress: show a bar of bytes where the checkpoint is large.
         take: is shown each tensor first, with its name: the file's values in Paddle's layout, perhaps not in
             order in memory. Where it returns True, the model does not get it.
+        experts: global indices of the routed experts that the model has, where other processes have the
+            others: those are not read. All where None.
 
     Raises:
         FileNotFoundError: the folder or its files are not there.
@@ -46,15 +49,18 @@ def load_checkpoint(
     """
     check_dtype(dtype)
     expected = expected_tensors(config)
-    targets = model_tensors(model, expected)
+    targets = model_tensors(model, held_tensors(expected, experts))
     stored = open_checkpoint(folder)
     layout = detect_layout(stored, expected)
     differences = find_differences(stored, expected, layout)
     if differences:
         raise ValueError(f"{folder}: the checkpoint does not fit the config: {differences.describe()}")
     # Tensors of one size, as the experts are, stay in the order of the file: reading is mostly sequential.
-    ordered = sorted(stored.tensors.values(), key=lambda tensor: (-tensor.nbytes, tensor.file, tensor.offset))
-    with byte_bar("loading", stored.nbytes, progress) as bar:
+    ordered = sorted(
+        (stored.tensors[name] for name in targets),
+        key=lambda tensor: (-tensor.nbytes, tensor.file, tensor.offset),
+    )
+    with byte_bar("loading", sum(tensor.nbytes for tensor in ordered), progress) as bar:
         for tensor in ordered:
             value = read_tensor(tensor, expected[tensor.name], layout)
             if take is None or not take(tensor.name, value):

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from paddlemix_vl2.checkpoints.expected import expected_tensors
+from paddlemix_vl2.checkpoints.expected import expected_tensors, held_tensors
 from paddlemix_vl2.checkpoints.files import CONFIG_FILE, TensorSpec, check_dtype
 from paddlemix_vl2.checkpoints.parameters import cast, model_tensors
 from paddlemix_vl2.checkpoints.rules import Layout, must_transpose, rule_for
-from paddlemix_vl2.checkpoints.writer import write_checkpoint
+from paddlemix_vl2.checkpoints.writer import ALONE, Writers, write_checkpoint
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 
 # Values of a large tensor are converted and written in pieces of about this many.
@@ -25,6 +25,8 @@ def save_checkpoint(
     dtype: str | None = None,
     max_shard_bytes: float = 5e9,
     progress: bool = False,
+    experts: range | None = None,
+    writers: Writers = ALONE,
 ) -> None:
     """Write safetensors in the published layout, an index where there are several, and ``config.json``.
 
@@ -38,6 +40,8 @@ def save_checkpoint(
             ``rules.RULES`` keep that.
         max_shard_bytes: size of a file at most.
         progress: show a bar of bytes where the checkpoint is large.
+        experts: global indices of the routed experts that the model has, as in ``load_checkpoint``.
+        writers: the processes that write the checkpoint together, all of which call this.
 
     Raises:
         ValueError: unknown dtype or shard size, the model is not the config's, or too little room.
@@ -45,9 +49,11 @@ def save_checkpoint(
     if dtype is not None:
         check_dtype(dtype)
     expected = expected_tensors(config)
-    tensors = model_tensors(model, expected)
+    tensors = model_tensors(model, held_tensors(expected, experts))
+    # Also tells the dtype of experts in other processes, whose files are planned here too.
+    usual = tensors["image_newline"]
     specs = [
-        TensorSpec(name, shape, rule_for(name).dtype or dtype or _dtype_of(tensors[name]))
+        TensorSpec(name, shape, rule_for(name).dtype or dtype or _dtype_of(tensors.get(name, usual)))
         for name, shape in expected.items()
     ]
     write_checkpoint(
@@ -55,8 +61,9 @@ def save_checkpoint(
         specs,
         pieces=lambda spec: published_pieces(spec, tensors[spec.name]),
         max_shard_bytes=max_shard_bytes,
-        texts={CONFIG_FILE: config_text(config, dtype or _dtype_of(tensors["image_newline"]))},
+        texts={CONFIG_FILE: config_text(config, dtype or _dtype_of(usual))},
         progress=progress,
+        writers=writers,
     )
 
 

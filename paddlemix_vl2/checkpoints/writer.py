@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,26 @@ _METADATA = {"format": "pt"}
 Pieces = Callable[[TensorSpec], Iterable[np.ndarray]]
 
 
+@dataclass(frozen=True)
+class Writers:
+    """Processes that write a checkpoint together, each its own tensors into its own files, on a file system
+    that all of them see.
+
+    Attributes:
+        index: of this process. The first one also writes the text files and gives all files their names; one
+            whose index is nobody's in ``writer_of`` only waits.
+        writer_of: name of a tensor -> index of the process that writes it.
+        wait: returns when every process has called it.
+    """
+
+    index: int
+    writer_of: Callable[[str], int]
+    wait: Callable[[], object]
+
+
+ALONE = Writers(index=0, writer_of=lambda name: 0, wait=lambda: None)
+
+
 def write_checkpoint(
     folder: str | Path,
     specs: list[TensorSpec],
@@ -38,6 +59,7 @@ def write_checkpoint(
     max_shard_bytes: float,
     texts: dict[str, str],
     progress: bool = False,
+    writers: Writers = ALONE,
 ) -> list[str]:
     """Write tensors as ``model.safetensors``, or as shards with an index, and small text files beside them.
 
@@ -53,6 +75,8 @@ def write_checkpoint(
         max_shard_bytes: a shard holds at most so much, unless one tensor is larger.
         texts: name -> content of other files, such as ``config.json``.
         progress: show a bar of bytes where there are many.
+        writers: who writes what where several processes call this together. Each is asked for the pieces of
+            its own tensors only.
 
     Returns:
         names of the safetensors files.
@@ -61,34 +85,57 @@ def write_checkpoint(
         ValueError: ``max_shard_bytes`` is not positive, or the disk has too little room.
     """
     folder = Path(folder)
-    shards = plan_shards(specs, max_shard_bytes)
-    total = sum(spec.nbytes for spec in specs)
-    folder.mkdir(parents=True, exist_ok=True)
-    # A process that was killed while saving has left these.
-    _remove_weights(folder, lambda name: name.endswith(_TEMPORARY))
-    _check_room(folder, total)
-    texts = dict(texts)
-    if list(shards) != [SINGLE_FILE]:
-        weight_map = {spec.name: file for file, shard in shards.items() for spec in shard}
-        texts[INDEX_FILE] = (
-            json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n"
-        )
+    specs = sorted(specs, key=lambda spec: writers.writer_of(spec.name))
+    shards = plan_shards(specs, max_shard_bytes, writers.writer_of)
+    own = {file: shard for file, shard in shards.items() if writers.writer_of(shard[0].name) == writers.index}
+    is_first = writers.index == 0
+    if is_first:
+        _prepare(folder, sum(spec.nbytes for spec in specs))
+    writers.wait()
+    texts = {**texts, **_index(shards)} if is_first else {}
     try:
-        with byte_bar("writing", total, progress) as bar:
-            for file, shard in shards.items():
+        with byte_bar(
+            "writing", sum(spec.nbytes for shard in own.values() for spec in shard), progress
+        ) as bar:
+            for file, shard in own.items():
                 _write_file(folder / (file + _TEMPORARY), shard, pieces, bar.update)
         for file, text in texts.items():
             (folder / (file + _TEMPORARY)).write_text(text, encoding="utf-8")
     except BaseException:  # an interruption from the keyboard as well
-        for file in [*shards, *texts]:
+        for file in [*own, *texts]:
             (folder / (file + _TEMPORARY)).unlink(missing_ok=True)
         raise
-    _replace(folder, list(shards), list(texts))
+    writers.wait()
+    if is_first:
+        _replace(folder, list(shards), list(texts))
+    writers.wait()
     return list(shards)
 
 
-def plan_shards(specs: list[TensorSpec], max_shard_bytes: float) -> dict[str, list[TensorSpec]]:
-    """File name -> its tensors. Shards are filled in order; what does not fit begins the next one.
+def _prepare(folder: Path, needed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    # A process that was killed while saving has left these.
+    _remove_weights(folder, lambda name: name.endswith(_TEMPORARY))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f"{folder}: {needed / 1e9:.1f} GB are needed, the disk has {free / 1e9:.1f} GB free")
+
+
+def _index(shards: dict[str, list[TensorSpec]]) -> dict[str, str]:
+    """The index file's name and text; nothing where a single file needs none."""
+    if list(shards) == [SINGLE_FILE]:
+        return {}
+    total = sum(spec.nbytes for shard in shards.values() for spec in shard)
+    weight_map = {spec.name: file for file, shard in shards.items() for spec in shard}
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+    return {INDEX_FILE: text + "\n"}
+
+
+def plan_shards(
+    specs: list[TensorSpec], max_shard_bytes: float, writer_of: Callable[[str], int] = ALONE.writer_of
+) -> dict[str, list[TensorSpec]]:
+    """File name -> its tensors. Shards are filled in order; what does not fit, or what another process
+    writes, begins the next one.
 
     Example: tensors of 3, 3 and 8 bytes at 6 bytes per shard make two shards, [3, 3] and [8].
     """
@@ -96,7 +143,8 @@ def plan_shards(specs: list[TensorSpec], max_shard_bytes: float) -> dict[str, li
         raise ValueError(f"the shard size must be positive, not {max_shard_bytes}")
     shards, used = [[]], 0
     for spec in specs:
-        if shards[-1] and used + spec.nbytes > max_shard_bytes:
+        is_anothers = bool(shards[-1]) and writer_of(shards[-1][0].name) != writer_of(spec.name)
+        if shards[-1] and (is_anothers or used + spec.nbytes > max_shard_bytes):
             shards.append([])
             used = 0
         shards[-1].append(spec)
@@ -104,12 +152,6 @@ def plan_shards(specs: list[TensorSpec], max_shard_bytes: float) -> dict[str, li
     if len(shards) == 1:
         return {SINGLE_FILE: shards[0]}
     return {SHARD_FILE.format(number=i, count=len(shards)): shard for i, shard in enumerate(shards, start=1)}
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(f"{folder}: {needed / 1e9:.1f} GB are needed, the disk has {free / 1e9:.1f} GB free")
 
 
 def _write_file(

@@ -13,7 +13,7 @@ from paddlemix_vl2.models.attention import DeepseekV2Attention, MultiHeadAttenti
 from paddlemix_vl2.models.cache import ModelCache
 from paddlemix_vl2.models.dot_product import HIDDEN_SCORE, Visibility
 from paddlemix_vl2.models.layers import DeepseekV2MLP, DeepseekV2RMSNorm
-from paddlemix_vl2.models.moe import DeepseekV2MoE, Routing
+from paddlemix_vl2.models.moe import DeepseekV2MoE, ExpertDispatcher, Routing
 from paddlemix_vl2.models.recompute import run_layer
 from paddlemix_vl2.models.rope import RotaryEmbedding
 
@@ -35,13 +35,19 @@ class LanguageOutput:
 class DeepseekV2DecoderLayer(nn.Layer):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``."""
 
-    def __init__(self, config: DeepseekV2Config, layer_index: int, rotary: RotaryEmbedding):
+    def __init__(
+        self,
+        config: DeepseekV2Config,
+        layer_index: int,
+        rotary: RotaryEmbedding,
+        dispatcher: ExpertDispatcher | None = None,
+    ):
         super().__init__()
         self.enable_recompute = False  # PaddleNLP's Trainer sets it
         attention = DeepseekV2Attention if config.use_mla else MultiHeadAttention
         self.self_attn = attention(config, rotary)
         if config.is_moe_layer(layer_index):
-            self.mlp = DeepseekV2MoE(config)
+            self.mlp = DeepseekV2MoE(config, dispatcher)
         else:
             self.mlp = DeepseekV2MLP(config.hidden_size, config.intermediate_size)
         self.input_layernorm = DeepseekV2RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -58,14 +64,18 @@ class DeepseekV2DecoderLayer(nn.Layer):
 class DeepseekV2Model(nn.Layer):
     """Embedding, decoder layers and final norm."""
 
-    def __init__(self, config: DeepseekV2Config):
+    def __init__(self, config: DeepseekV2Config, dispatcher: ExpertDispatcher | None = None):
         super().__init__()
+        self.dispatcher = dispatcher
         self.num_heads = config.num_attention_heads
         head_dim = config.hidden_size // self.num_heads
         self.rotary = RotaryEmbedding(config.qk_rope_head_dim if config.use_mla else head_dim, config)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.LayerList(
-            [DeepseekV2DecoderLayer(config, index, self.rotary) for index in range(config.num_hidden_layers)]
+            [
+                DeepseekV2DecoderLayer(config, index, self.rotary, dispatcher)
+                for index in range(config.num_hidden_layers)
+            ]
         )
         self.norm = DeepseekV2RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -87,6 +97,11 @@ class DeepseekV2Model(nn.Layer):
         """
         length = inputs_embeds.shape[1]
         total_length = length
+        if self.dispatcher and paddle.is_grad_enabled() and inputs_embeds.stop_gradient:
+            # Text only, below a frozen model. Other processes may have pictures, whose gradient passes
+            # through this process's experts: all must run the same backward pass.
+            inputs_embeds = inputs_embeds.detach()
+            inputs_embeds.stop_gradient = False
         if cache:
             cache.require_room(length)
             total_length = max(cache.length + length, cache.prompt_length)  # chunks agree on it
@@ -111,9 +126,9 @@ class DeepseekV2Model(nn.Layer):
 class DeepseekV2ForCausalLM(nn.Layer):
     """The language model with its output head; ``language`` of the published checkpoints."""
 
-    def __init__(self, config: DeepseekV2Config):
+    def __init__(self, config: DeepseekV2Config, dispatcher: ExpertDispatcher | None = None):
         super().__init__()
-        self.model = DeepseekV2Model(config)
+        self.model = DeepseekV2Model(config, dispatcher)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias_attr=False)
 
 

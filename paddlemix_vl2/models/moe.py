@@ -4,7 +4,9 @@ Source: published ``MoEGate`` and ``DeepseekV2MoE``; DeepSeekMoE (arXiv 2401.060
 DeepSeek-V2 (arXiv 2405.04434, section 2.2), loss-free balancing (arXiv 2408.15664).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import paddle
 import paddle.nn.functional as F
@@ -121,6 +123,58 @@ class MoEGate(nn.Layer):
         return paddle.where(mask > 0, grouped, paddle.full_like(grouped, -float("inf"))).flatten(start_axis=1)
 
 
+@dataclass(frozen=True)
+class Dispatched:
+    """Rows that an :class:`ExpertDispatcher` has brought to the experts of this process.
+
+    Attributes:
+        rows: [rows, H], sorted by expert.
+        counts: how many of them are for each of the dispatcher's ``experts``.
+        way_back: what ``combine`` needs to know.
+    """
+
+    rows: paddle.Tensor
+    counts: list[int]
+    way_back: Any
+
+
+class ExpertDispatcher(Protocol):
+    """Where the experts are spread over processes: brings rows to their experts and the outputs back.
+
+    Attributes:
+        experts: global indices of the experts of this process.
+    """
+
+    experts: range
+
+    def dispatch(self, rows: paddle.Tensor, load: paddle.Tensor) -> Dispatched:
+        """Rows [P, H] sorted by expert, ``load`` int64 [E] of them for each."""
+
+    def combine(self, outputs: paddle.Tensor, dispatched: Dispatched) -> paddle.Tensor:
+        """What the experts made of ``dispatched.rows``; [P, H] in the order of the rows given."""
+
+
+class Experts(nn.Layer):
+    """The routed experts that this process holds, under their global indices: ``experts.{e}``."""
+
+    def __init__(self, config: DeepseekV2Config, local: range):
+        super().__init__()
+        for index in range(config.n_routed_experts):
+            # The others are made and dropped one by one: random values do not depend on who holds which.
+            expert = DeepseekV2MLP(config.hidden_size, config.moe_intermediate_size)
+            if index in local:
+                self.add_sublayer(str(index), expert)
+
+    def __getitem__(self, index: int) -> DeepseekV2MLP:
+        return self._sub_layers[str(index)]
+
+    def __iter__(self):
+        return iter(self._sub_layers.values())
+
+    def __len__(self) -> int:
+        return len(self._sub_layers)
+
+
 class DeepseekV2MoE(nn.Layer):
     """Routed experts, weighted and added to the shared experts; one path for training and inference.
 
@@ -130,13 +184,18 @@ class DeepseekV2MoE(nn.Layer):
 
     After :func:`stack_experts`, few tokens take the weights of their experts by index instead, and the host
     does not have to know the counts.
+
+    Args:
+        config: the language model's.
+        dispatcher: where other processes hold the experts that this one does not.
     """
 
-    def __init__(self, config: DeepseekV2Config):
+    def __init__(self, config: DeepseekV2Config, dispatcher: ExpertDispatcher | None = None):
         super().__init__()
         hidden, width = config.hidden_size, config.moe_intermediate_size
         self.gate = MoEGate(config)
-        self.experts = nn.LayerList([DeepseekV2MLP(hidden, width) for _ in range(config.n_routed_experts)])
+        self.dispatcher = dispatcher
+        self.experts = Experts(config, dispatcher.experts if dispatcher else range(config.n_routed_experts))
         self.stacked: list[paddle.Tensor] | None = None
         self.dropping: TokenDropping | None = None  # of the micro-batch, where training drops tokens
         self.shared_experts = None
@@ -160,16 +219,27 @@ class DeepseekV2MoE(nn.Layer):
         order = routing.order  # pairs sorted by expert, [M * K]
         kept = order if routing.kept is None else order[: int(routing.kept.sum())]
         sorted_tokens = paddle.gather(tokens, kept // top_k)
-        loads = [(expert, count) for expert, count in enumerate(routing.load.tolist()) if count]
-        # One split: the gradient of a slice is as large as the whole, one per expert.
-        slices = paddle.split(sorted_tokens, [count for _, count in loads])
-        outputs = [self.experts[expert](part) for (expert, _), part in zip(loads, slices, strict=True)]
-        sorted_outputs = paddle.concat(outputs) if len(outputs) > 1 else outputs[0]
+        if self.dispatcher is None:
+            sorted_outputs = self._run_slices(sorted_tokens, enumerate(routing.load.tolist()))
+        else:
+            dispatched = self.dispatcher.dispatch(sorted_tokens, routing.load)
+            loads = zip(self.dispatcher.experts, dispatched.counts, strict=True)
+            sorted_outputs = self.dispatcher.combine(self._run_slices(dispatched.rows, loads), dispatched)
         if kept.size < order.size:  # a pair that is dropped adds nothing
             nothing = paddle.zeros([order.size - kept.size, tokens.shape[-1]], sorted_outputs.dtype)
             sorted_outputs = paddle.concat([sorted_outputs, nothing])
         pairs = paddle.gather(sorted_outputs, order.argsort()).reshape([num_tokens, top_k, -1])
         return _weighted_sum(routing.weights, pairs).astype(tokens.dtype)
+
+    def _run_slices(self, rows: paddle.Tensor, loads: Iterable[tuple[int, int]]) -> paddle.Tensor:
+        """[rows, H] -> [rows, H], the rows sorted by expert, ``loads`` the number of each expert's."""
+        loads = [(expert, count) for expert, count in loads if count]
+        if not loads:
+            return rows
+        # One split: the gradient of a slice is as large as the whole, one per expert.
+        slices = paddle.split(rows, [count for _, count in loads])
+        outputs = [self.experts[expert](part) for (expert, _), part in zip(loads, slices, strict=True)]
+        return paddle.concat(outputs) if len(outputs) > 1 else outputs[0]
 
     def _takes_stacked(self, routing: Routing) -> bool:
         """Whether there is a stack, for few pairs, that still is what the experts compute with: they may have

@@ -19,6 +19,7 @@ from paddlenlp.transformers import PretrainedModel
 from paddlenlp.transformers.model_outputs import ModelOutput
 
 from paddlemix_vl2 import checkpoints, device, hub
+from paddlemix_vl2.checkpoints import Writers
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 from paddlemix_vl2.generation import decoding
 from paddlemix_vl2.models.balance import (
@@ -39,7 +40,7 @@ from paddlemix_vl2.models.language import (
     segment_positions,
 )
 from paddlemix_vl2.models.loss import next_token_loss
-from paddlemix_vl2.models.moe import stack_experts
+from paddlemix_vl2.models.moe import ExpertDispatcher, stack_experts
 from paddlemix_vl2.models.projector import MlpProjector
 from paddlemix_vl2.models.vision import VisionTransformer
 
@@ -65,14 +66,21 @@ class DeepseekVLV2Output(ModelOutput):
 
 
 class DeepseekVLV2ForCausalLM(PretrainedModel):
-    """The whole model: ``model(**batch)`` takes what the processor returns, ``generate(**batch)`` answers."""
+    """The whole model: ``model(**batch)`` takes what the processor returns, ``generate(**batch)`` answers.
+
+    Args:
+        config: geometry of all parts.
+        dispatcher: brings tokens to the experts that other processes hold; see
+            :mod:`paddlemix_vl2.distributed`. Without it all experts are here.
+    """
 
     config_class = DeepseekVLV2Config
     base_model_prefix = "language"
 
-    def __init__(self, config: DeepseekVLV2Config):
+    def __init__(self, config: DeepseekVLV2Config, dispatcher: ExpertDispatcher | None = None):
         super().__init__(config)
-        # Sums a tensor over the processes that share a batch, for balance losses over it; training sets it.
+        self.local_experts: range | None = dispatcher.experts if dispatcher else None  # None: all
+        # Sums a vector over the processes that share a batch, for balance losses over it; training sets it.
         self.batch_total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
         self.cache_dtype: str | None = None  # that of the activations, unless the kernels keep another
         self.max_tiles_per_pass = device.tiles_per_pass(config.vision_config.patches_per_side**2)
@@ -83,7 +91,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         self.image_newline = self.create_parameter([hidden], default_initializer=vector)
         # Spelt so in the published checkpoints.
         self.view_seperator = self.create_parameter([hidden], default_initializer=vector)
-        self.language = DeepseekV2ForCausalLM(config.language_config)
+        self.language = DeepseekV2ForCausalLM(config.language_config, dispatcher)
 
     def forward(
         self,
@@ -265,7 +273,12 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, dtype: str = "auto", engine: str = "auto", progress: bool = True
+        cls,
+        path: str | Path,
+        dtype: str = "auto",
+        engine: str = "auto",
+        progress: bool = True,
+        dispatcher: ExpertDispatcher | None = None,
     ) -> "DeepseekVLV2ForCausalLM":
         """Load a checkpoint in the published layout (or with PaddleMIX's transposed matrices), tensor by
         tensor.
@@ -279,22 +292,28 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
                 the CPU only, with weights in bfloat16 or int8; ``auto``: native where it can be used and the
                 dtype does not say otherwise.
             progress: show a bar while a large checkpoint loads.
+            dispatcher: where experts are spread over processes: only this one's are read. ``auto`` is the
+                engine ``eager`` then.
 
         Returns:
             the model in evaluation mode.
 
         Raises:
             FileNotFoundError, ValueError: no such checkpoint, or one that does not fit its config; every
-                missing, unexpected and misshapen tensor is named.
+                missing, unexpected and misshapen tensor is named. Or a dispatcher for the engine ``native``.
         """
+        if dispatcher:
+            engine = _without_kernels(dtype, engine)
         folder = hub.resolve_checkpoint(path)
         config = DeepseekVLV2Config.from_json(folder)
         weights = choose_weights(dtype, engine)
         config.dtype = "bfloat16" if weights else device.resolve_dtype(dtype)
         with paddle.LazyGuard():  # parameters get no memory and no initial value before their tensor is read
-            model = cls(config)
+            model = cls(config, dispatcher)
         take = PackWhileLoading(model, weights) if weights else None
-        checkpoints.load_checkpoint(model, config, folder, config.dtype, progress, take)
+        checkpoints.load_checkpoint(
+            model, config, folder, config.dtype, progress, take, experts=model.local_experts
+        )
         if weights:
             accelerate(model, weights)
         elif engine == "auto" and device.is_gpu():
@@ -303,17 +322,49 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
         return model
 
     def save_pretrained(
-        self, folder: str | Path, dtype: str | None = None, max_shard_bytes: int = 5_000_000_000
+        self,
+        folder: str | Path,
+        dtype: str | None = None,
+        max_shard_bytes: int = 5_000_000_000,
+        writers: Writers | None = None,
     ) -> None:
         """Write the published layout: safetensors with the torch matrices, an index where sharded,
         ``config.json``.
 
         Args:
             dtype: dtype of the file; that of the weights where absent.
+            writers: the processes that hold the model together, where each has some of the experts; all of
+                them call this.
 
         Raises:
-            ValueError: the model runs on packed weights.
+            ValueError: the model runs on packed weights, or has some of the experts and there are no writers.
         """
         if is_accelerated(self):
             raise ValueError("a model on packed weights cannot be saved; load it with engine='eager'")
-        checkpoints.save_checkpoint(self, self.config, folder, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        if self.local_experts is not None and writers is None:
+            raise ValueError(
+                "this process holds some of the experts only; save with writers=, in all processes"
+            )
+        checkpoints.save_checkpoint(
+            self,
+            self.config,
+            folder,
+            dtype=dtype,
+            max_shard_bytes=max_shard_bytes,
+            experts=self.local_experts,
+            writers=writers or checkpoints.ALONE,
+        )
+
+
+def _without_kernels(dtype: str, engine: str) -> str:
+    """The engine of a model whose experts are spread over processes: the kernels run all of them in one call.
+
+    Raises:
+        ValueError: the kernels are asked for.
+    """
+    if engine == "native" or dtype == "int8":
+        raise ValueError(
+            "the engine 'native' (and dtype 'int8') runs all experts in one process; use engine 'eager' with "
+            "expert parallelism"
+        )
+    return "eager"

@@ -5,11 +5,13 @@
     config.json, *.safetensors, tokenizer and processor files    the model, as every example reads it
     (lora_config.json, peft_model*, in place of the model's      the adapter, where parts train in mode lora)
     optimizer.pdopt, scheduler.pdparams                          moments under the parameters' paths
+    (optimizer-00001-of-00002.pdopt, ... in place of the first   where each process has some of the experts)
     rng_state.pdparams                                           generators of Python, numpy and Paddle
     trainer_state.json, run_state.json                           step; geometry, data mixture, next draw
 
 A folder is written under a temporary name and renamed when it is whole, so that a run that is killed while it
-saves has its last checkpoint still.
+saves has its last checkpoint still. Where the experts are spread over processes, each writes what it holds
+into the same folder, which must be on a file system that all of them see; the first process renames it.
 """
 
 import random
@@ -18,10 +20,13 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from paddle import nn
+from paddle import distributed, nn
 from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
 from paddlemix_vl2 import checkpoints
+from paddlemix_vl2.checkpoints.expected import expert_of
+from paddlemix_vl2.distributed import ExpertMesh
+from paddlemix_vl2.distributed.collectives import gather_objects, wait_for_all
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.processing.json_files import read_object, write_object
 from paddlemix_vl2.training import adapters
@@ -29,6 +34,7 @@ from paddlemix_vl2.training.parts import named_parameters
 
 PREFIX = "checkpoint-"
 OPTIMIZER_FILE = "optimizer.pdopt"
+OPTIMIZER_PART = "optimizer-{number:05d}-of-{count:05d}.pdopt"
 SCHEDULER_FILE = "scheduler.pdparams"
 RANDOM_FILE = "rng_state.pdparams"
 RUN_STATE_FILE = "run_state.json"
@@ -49,11 +55,13 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return [steps[step] for step in sorted(steps)]
 
 
-def begin_folder(folder: Path) -> Path:
-    """An empty folder to write into before it becomes ``folder``."""
+def begin_folder(folder: Path, is_first: bool = True) -> Path:
+    """An empty folder to write into before it becomes ``folder``; the first process makes it for all."""
     temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    if is_first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    wait_for_all()
     return temporary
 
 
@@ -73,13 +81,21 @@ def remove_oldest(output_dir: str | Path, keep: int | None) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_model(model: nn.Layer, processor: DeepseekVLV2Processor, folder: Path) -> None:
-    """The model in the published layout, or its adapters where it has some, and its processor's files."""
-    if adapters.is_adapted(model):
+def write_model(
+    model: nn.Layer, processor: DeepseekVLV2Processor, folder: Path, mesh: ExpertMesh | None = None
+) -> None:
+    """The model in the published layout, or its adapters where it has some, and its processor's files. Every
+    process calls it; without a mesh all hold the same, and the first one writes."""
+    is_first = distributed.get_rank() == 0
+    if mesh:
+        experts = model.config.language_config.n_routed_experts
+        model.save_pretrained(folder, writers=mesh.writers(experts))
+    elif is_first and adapters.is_adapted(model):
         adapters.write_adapter(model, folder)
-    else:
+    elif is_first:
         model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    if is_first:
+        processor.save_pretrained(folder)
 
 
 def read_model(model: nn.Layer, folder: Path) -> None:
@@ -88,12 +104,33 @@ def read_model(model: nn.Layer, folder: Path) -> None:
     if adapters.is_adapted(model):
         adapters.read_adapter(model, folder)
         return
-    checkpoints.load_checkpoint(model, model.config, folder, dtype=model.weight_dtype)
+    checkpoints.load_checkpoint(
+        model, model.config, folder, dtype=model.weight_dtype, experts=model.local_experts
+    )
 
 
-def write_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, folder: Path) -> None:
+def write_optimizer(
+    model: nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+    folder: Path,
+    mesh: ExpertMesh | None = None,
+) -> None:
     """Moments and master weights under the paths of the parameters: Paddle's own names count the layers that
-    a process has built, and differ in the next one."""
+    a process has built, and differ in the next one. Of the processes that hold the same, one writes."""
+    count = mesh.degree if mesh else 1
+    number = distributed.get_rank()
+    if number >= count:
+        return
+    file = OPTIMIZER_PART.format(number=number + 1, count=count) if mesh else OPTIMIZER_FILE
+    state = optimizer_state(model, optimizer)
+    if number:
+        state = _of_experts(state)  # the first process writes the rest
+    paddle.save(state, str(folder / file))
+
+
+def optimizer_state(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict:
+    """What :func:`write_optimizer` writes: ``"PATH ACCUMULATOR"`` and, where weights have 16 bits,
+    ``"master_weights"`` by path."""
     paths = {parameter.name: path for path, parameter in named_parameters(model)}
     state = {}
     for key, value in optimizer.state_dict().items():
@@ -103,24 +140,37 @@ def write_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, fold
             name, accumulator = _split_key(key)
             # Of 16-bit weights, the moments are those of the float32 copy.
             state[f"{paths[name.removesuffix(_MASTER)]} {accumulator}"] = value
-    paddle.save(state, str(folder / OPTIMIZER_FILE))
+    return state
+
+
+def _of_experts(state: dict) -> dict:
+    """What belongs to routed experts."""
+    chosen = {key: value for key, value in state.items() if expert_of(key) is not None}
+    masters = state.get("master_weights")
+    if masters:
+        chosen["master_weights"] = {
+            path: value for path, value in masters.items() if expert_of(path) is not None
+        }
+    return chosen
 
 
 def read_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, folder: Path) -> None:
-    """The counterpart of :func:`write_optimizer`."""
+    """The counterpart of :func:`write_optimizer`: what belongs to parameters of this process, from the files
+    of all processes that have written, one after the other."""
     names = {path: parameter.name for path, parameter in named_parameters(model)}
-    state = {}
-    saved = paddle.load(str(folder / OPTIMIZER_FILE))
-    masters = saved.pop("master_weights", {})
-    for path, tensor in masters.items():
-        tensor.name = names[path] + _MASTER
-    if masters:
-        state["master_weights"] = {names[path]: tensor for path, tensor in masters.items()}
-    for key, value in saved.items():
-        path, accumulator = key.split(" ")
-        value.name = names[path] + (_MASTER if path in masters else "") + accumulator
-        state[value.name] = value
-    optimizer.set_state_dict(state)
+    state, masters = {}, {}
+    for file in sorted(folder.glob("optimizer*.pdopt")):
+        saved = paddle.load(str(file))
+        found = {path: value for path, value in saved.pop("master_weights", {}).items() if path in names}
+        for path, tensor in found.items():
+            tensor.name = names[path] + _MASTER
+            masters[names[path]] = tensor
+        for key, value in saved.items():
+            path, accumulator = key.split(" ")
+            if path in names:
+                value.name = names[path] + (_MASTER if path in found else "") + accumulator
+                state[value.name] = value
+    optimizer.set_state_dict({**state, **({"master_weights": masters} if masters else {})})
 
 
 def _split_key(key: str) -> tuple[str, str]:
@@ -185,9 +235,9 @@ def read_step(folder: Path) -> int:
     return read_object(folder / TRAINER_STATE_NAME)["global_step"]
 
 
-def check_geometry(old: dict, model: nn.Layer, folder: Path) -> None:
-    """ValueError with the first key in which the checkpoint's model differs from this one."""
-    new = geometry(model)
+def check_geometry(old: dict, new: dict, folder: Path) -> None:
+    """ValueError with the first key in which the checkpoint's model differs from this one; both from
+    :func:`geometry`."""
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             raise ValueError(
@@ -196,8 +246,10 @@ def check_geometry(old: dict, model: nn.Layer, folder: Path) -> None:
 
 
 def geometry(model: nn.Layer) -> dict[str, list[int | str]]:
-    """Shape and, where it trains, a mark, of every parameter: ``{"path": [..., "trained"]}``."""
-    return {
+    """Shape and, where it trains, a mark, of every parameter in any process:
+    ``{"path": [..., "trained"]}``. Every process calls it."""
+    own = {
         path: [*parameter.shape, "frozen" if parameter.stop_gradient else "trained"]
         for path, parameter in named_parameters(model)
     }
+    return {path: shape for held in gather_objects(own) for path, shape in held.items()}

@@ -2,34 +2,67 @@
 
 import paddle
 from paddle import distributed
+from paddle.distributed.communication.group import Group
+
+from paddlemix_vl2.checkpoints.expected import expert_of
+from paddlemix_vl2.distributed import ExpertMesh
 
 # Values that are summed over the processes at once: 100 MB of float32.
 _BUCKET_VALUES = 25_000_000
 
+Named = list[tuple[str, paddle.Tensor]]
+
 
 @paddle.no_grad()
-def average_gradients(parameters: list[paddle.Tensor], world_size: int) -> None:
+def average_gradients(parameters: Named, world_size: int, mesh: ExpertMesh | None = None) -> None:
     """Mean of the gradients over the processes, in place.
 
     A parameter without a gradient (an expert that no token chose, the vision tower on text) counts as zero
     everywhere, also in a single process, so that the optimizer does the same whatever the number of
-    processes.
+    processes. An expert's gradient holds the tokens of its whole expert-parallel group already: it is summed
+    over the copies of the expert, and divided by all processes as the others are.
+
+    Args:
+        parameters: path and parameter of all that trains in this process.
+        world_size: number of processes.
+        mesh: where the experts are spread over processes.
     """
-    for parameter in parameters:
+    for _, parameter in parameters:
         if parameter.grad is None:
             parameter.grad = paddle.zeros_like(parameter)
     if world_size == 1:
         return
+    everywhere, experts = split_experts(parameters, mesh)
+    _sum_gradients(everywhere, world_size)
+    if mesh:
+        _sum_gradients(experts, world_size, mesh.data_group, alone=mesh.data_group is None)
+
+
+def split_experts(parameters: Named, mesh: ExpertMesh | None) -> tuple[list, list]:
+    """The parameters that all processes have, and those of experts of this one."""
+    if mesh is None:
+        return [parameter for _, parameter in parameters], []
+    experts = [parameter for path, parameter in parameters if expert_of(path) is not None]
+    return [parameter for path, parameter in parameters if expert_of(path) is None], experts
+
+
+def _sum_gradients(
+    parameters: list[paddle.Tensor], divisor: int, group: Group | None = None, alone: bool = False
+) -> None:
+    """Sum over the group (None: all processes), over the divisor; ``alone``: nothing to sum."""
     for bucket in _buckets(parameters):
         flat = paddle.concat([parameter.grad.flatten() for parameter in bucket])
-        distributed.all_reduce(flat)
-        parts = (flat / world_size).split([parameter.size for parameter in bucket])
+        if not alone:
+            distributed.all_reduce(flat, group=group)
+        parts = (flat / divisor).split([parameter.size for parameter in bucket])
         for parameter, part in zip(bucket, parts, strict=True):
             parameter.grad.set_value(part.reshape(parameter.shape))
 
 
 def _buckets(parameters: list[paddle.Tensor]) -> list[list[paddle.Tensor]]:
     """Neighbours of one dtype, up to ``_BUCKET_VALUES`` together."""
+    if not parameters:
+        return []
     buckets, values = [[]], 0
     for parameter in parameters:
         other_dtype = bool(buckets[-1]) and buckets[-1][-1].grad.dtype != parameter.grad.dtype
@@ -42,16 +75,28 @@ def _buckets(parameters: list[paddle.Tensor]) -> list[list[paddle.Tensor]]:
 
 
 @paddle.no_grad()
-def clip_gradients(parameters: list[paddle.Tensor], max_norm: float) -> float:
+def clip_gradients(parameters: Named, max_norm: float, mesh: ExpertMesh | None = None) -> float:
     """Scale all gradients, in place, so that the norm over all of them is at most ``max_norm`` (0: any).
-    Paddle's own clipping looks at one parameter group of the optimizer at a time.
+    Paddle's own clipping looks at one parameter group of the optimizer at a time. Experts in other processes
+    count, each once.
 
     Returns:
         the norm before.
     """
-    squares = [parameter.grad.astype("float32").square().sum() for parameter in parameters]
-    norm = float(paddle.add_n(squares).sqrt())
+    everywhere, experts = split_experts(parameters, mesh)
+    square = _sum_of_squares(everywhere)
+    if mesh:
+        of_experts = _sum_of_squares(experts)
+        distributed.all_reduce(of_experts, group=mesh.expert_group)
+        square = square + of_experts
+    norm = float(square.sqrt())
     if 0 < max_norm < norm:
-        for parameter in parameters:
+        for _, parameter in parameters:
             parameter.grad.scale_(max_norm / norm)
     return norm
+
+
+def _sum_of_squares(parameters: list[paddle.Tensor]) -> paddle.Tensor:
+    """float32 scalar."""
+    squares = [parameter.grad.astype("float32").square().sum() for parameter in parameters]
+    return paddle.add_n(squares) if squares else paddle.zeros([])

@@ -52,14 +52,21 @@ def trained(model: nn.Layer) -> Iterator[tuple[str, paddle.Tensor]]:
 
 def initialize(model: nn.Layer, std: float) -> None:
     """Weights of a model that trains from nothing: in the language model normal with ``initializer_range``
-    (published ``_init_weights``), elsewhere normal with 1 / sqrt(inputs); biases zero, norms one."""
+    (published ``_init_weights``), elsewhere normal with 1 / sqrt(inputs); biases zero, norms one. They do not
+    depend on which experts this process holds: the others' are drawn too."""
+    held = dict(model.named_parameters())
+    with paddle.LazyGuard():
+        whole = type(model)(model.config)
     with paddle.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2:
-                scale = std if part_of(name) == "language" else _scale(name, parameter)
-                parameter.set_value(paddle.randn(parameter.shape) * scale)
+        for name, outlined in whole.named_parameters():
+            values = None
+            if outlined.ndim >= 2:
+                scale = std if part_of(name) == "language" else _scale(name, outlined)
+                values = paddle.randn(outlined.shape) * scale
             elif name.endswith("bias"):
-                parameter.set_value(paddle.zeros_like(parameter))
+                values = paddle.zeros(outlined.shape)
+            if values is not None and name in held:
+                held[name].set_value(values)
 
 
 def _scale(name: str, parameter: paddle.Tensor) -> float:

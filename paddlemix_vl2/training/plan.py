@@ -13,6 +13,7 @@ from paddlemix_vl2 import device
 from paddlemix_vl2.configuration import DeepseekV2Config, DeepseekVLV2Config
 from paddlemix_vl2.data import SourceSpec, open_source
 from paddlemix_vl2.data.sources import DRAWN
+from paddlemix_vl2.distributed import check_experts
 from paddlemix_vl2.training import memory
 from paddlemix_vl2.training.optimizer import make_schedule
 from paddlemix_vl2.training.outline import Outline, OutlinedParameter, find_config
@@ -75,6 +76,7 @@ def check_balance(config: DeepseekVLV2Config, arguments: VL2TrainingArguments) -
             f"bias_update_speed is {arguments.bias_update_speed:g}, but the language model is frozen and the "
             "bias a part of it"
         )
+    check_experts(arguments.expert_parallel_degree, language.n_routed_experts)
     _check_devices(language, arguments)
 
 
@@ -91,17 +93,21 @@ def _check_devices(language: DeepseekV2Config, arguments: VL2TrainingArguments) 
             f"capacity_factor is {arguments.capacity_factor:g}, but balance_devices is 1: one device has to "
             "compute everything, and nothing would be dropped"
         )
-    # Device-limited routing is group_limited_greedy whose groups are devices, or parts of one.
-    if language.topk_method != "greedy" and groups % devices and devices % groups:
-        raise ValueError(
-            f"balance_devices is {devices}, but this model limits its routing to some of {groups} groups of "
-            "experts: one must be a multiple of the other, or groups would lie across devices"
+    # Device-limited routing is group_limited_greedy whose groups are devices, or parts of one; so are the
+    # experts of a process.
+    if language.topk_method != "greedy":
+        _check_multiple(
+            devices, groups, f"this model limits its routing to some of {groups} groups of experts"
         )
     held = arguments.expert_parallel_degree
-    if held > 1 and devices not in (1, held):
+    _check_multiple(devices, max(held, 1), f"expert_parallel_degree is {held}")
+
+
+def _check_multiple(devices: int, blocks: int, reason: str) -> None:
+    if devices % blocks and blocks % devices:
         raise ValueError(
-            f"balance_devices is {devices}, but expert_parallel_degree is {held}: what is balanced must be "
-            "the groups of experts that the processes hold"
+            f"balance_devices is {devices}, but {reason}: one must be a multiple of the other, or the groups "
+            "would lie across each other"
         )
 
 

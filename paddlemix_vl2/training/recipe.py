@@ -23,7 +23,7 @@ SCHEDULES = ("cosine", "constant", "step")
 PARTS = ("vision", "projector", "language")
 # What PaddleNLP's Trainer offers and this model does not support yet: refused instead of ignored.
 _DEGREES = (
-    *(f"{kind}_parallel_degree" for kind in ("tensor", "pipeline", "sep", "context", "expert", "sharding")),
+    *(f"{kind}_parallel_degree" for kind in ("tensor", "pipeline", "sep", "context", "sharding")),
     "expert_tensor_parallel_degree",
     "sharding_degree",
 )
@@ -34,7 +34,7 @@ output_dir max_steps per_device_train_batch_size per_device_eval_batch_size grad
 learning_rate weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm lr_scheduler_type warmup_ratio
 warmup_steps logging_dir logging_first_step logging_steps save_strategy save_steps save_total_limit seed bf16
 amp_custom_black_list amp_custom_white_list recompute eval_steps max_evaluate_steps dataloader_num_workers
-run_name disable_tqdm report_to resume_from_checkpoint skip_memory_metrics
+run_name disable_tqdm report_to resume_from_checkpoint skip_memory_metrics expert_parallel_degree
 """
 _HONOURED = tuple(_NAMES.split())
 # Keys of PaddleNLP that would do nothing, and what counts in their place.
@@ -53,6 +53,7 @@ _AT_LEAST_ONE = (
     "save_steps",
     "balance_devices",
     "save_total_limit",
+    "expert_parallel_degree",
 )
 _AT_LEAST_ZERO = (
     "learning_rate",
@@ -124,12 +125,14 @@ class VL2TrainingArguments(TrainingArguments):
         capacity_factor: pairs of token and expert that such a group computes of a micro-batch at most, over
             their mean; those of the lowest scores are dropped (1 in DeepSeek-V2). 0: nothing is dropped.
         protected_share: of the samples, of which nothing is dropped.
+        expert_parallel_degree: (PaddleNLP's) processes that share the routed experts; see docs/scaling.md.
         bias_update_speed: u of loss-free balancing, for ``noaux_tc`` (0.001 in stage 2 of the 27B model).
     """
 
     output_dir: str = "output"
     do_train: bool = True
     max_steps: int = 0
+    expert_parallel_degree: int = 1
     learning_rate: float = 5.4e-4
     weight_decay: float = 0.1
     adam_beta2: float = 0.95
@@ -177,7 +180,10 @@ class VL2TrainingArguments(TrainingArguments):
         self.bf16_wanted = self.bf16
         self.bf16 = self.bf16 and device.can_compute("bfloat16")
         self.device = "gpu" if device.is_gpu() else "cpu"
+        # PaddleNLP would start groups of its own for it, and wants optimizers sharded with it.
+        degree, self.expert_parallel_degree = self.expert_parallel_degree, 1
         super().__post_init__()
+        self.expert_parallel_degree = degree
 
     def to_sanitized_dict(self) -> dict:
         """For VisualDL's table of settings, which refuses booleans."""
@@ -196,6 +202,11 @@ class VL2TrainingArguments(TrainingArguments):
         _check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
         _check_choice("too_long", self.too_long, ("refuse", "shorten"))
         _check_choice("supervise", self.supervise, ("answers", "text"))
+        if self.expert_parallel_degree > 1 and any(getattr(self, name).mode == "lora" for name in PARTS):
+            raise ValueError(
+                f"expert_parallel_degree is {self.expert_parallel_degree}; adapters (mode lora) need 1, as "
+                "one process writes their files, which must hold all experts"
+            )
         if self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}; say how many optimizer steps to train")
         if bool(self.model_name_or_path) == bool(self.model_config):

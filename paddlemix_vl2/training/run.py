@@ -1,7 +1,6 @@
 """Builds model, data and trainer from a recipe, and trains."""
 
 import copy
-import functools
 import itertools
 from pathlib import Path
 
@@ -19,13 +18,15 @@ from paddlemix_vl2.data import (
     data_fingerprint,
     open_source,
 )
+from paddlemix_vl2.distributed import ExchangingDispatcher, ExpertMesh, make_mesh
+from paddlemix_vl2.distributed.collectives import gather_objects, sum_tensor, wait_for_all
 from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.training import checkpoint, plan
 from paddlemix_vl2.training.lora import add_adapters, wants_adapters
 from paddlemix_vl2.training.parts import initialize, set_trainable
 from paddlemix_vl2.training.recipe import VL2TrainingArguments
-from paddlemix_vl2.training.trainer import VL2Trainer, gather_objects, sum_tensor
+from paddlemix_vl2.training.trainer import VL2Trainer
 
 AUTO = "auto"
 
@@ -49,17 +50,19 @@ def train(arguments: VL2TrainingArguments) -> Path:
     make_evaluation = evaluation_maker(arguments, processor)
     fingerprint = data_fingerprint(sources, arguments.seed)
     paddle.seed(arguments.seed)
-    model = make_model(arguments)
+    mesh = make_mesh(arguments.expert_parallel_degree)
+    model = make_model(arguments, mesh)
+    geometry = checkpoint.geometry(model)
     paddle.seed(
         arguments.seed + distributed.get_rank()
     )  # alike until here; dropout differs between processes
     start = 0
     if resume_from:
         state = checkpoint.read_run_state(resume_from)
-        checkpoint.check_geometry(state["geometry"], model, resume_from)
+        checkpoint.check_geometry(state["geometry"], geometry, resume_from)
         check_fingerprint(state["data"], fingerprint)
         if checkpoint.read_step(resume_from) >= arguments.max_steps:
-            return finish(model, processor, arguments, resume_from)
+            return finish(model, processor, arguments, resume_from, mesh)
         start = next_draw(state["next_indices"])
     with make_loader(arguments, processor, sources, start) as loader:
         trainer = VL2Trainer(
@@ -68,27 +71,23 @@ def train(arguments: VL2TrainingArguments) -> Path:
             processor,
             loader,
             make_evaluation,
-            run_state={"geometry": checkpoint.geometry(model), "data": fingerprint},
+            run_state={"geometry": geometry, "data": fingerprint},
+            mesh=mesh,
         )
         trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
         trainer.save_model()
-    wait_for_all()
+    wait_for_all()  # the process that leaves first may hold the store through which the others meet
     return Path(arguments.output_dir)
 
 
-def wait_for_all() -> None:
-    """Let no process leave before the others are done: the first holds the store through which they meet."""
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
-def finish(model, processor, arguments: VL2TrainingArguments, last: Path) -> Path:
+def finish(
+    model, processor, arguments: VL2TrainingArguments, last: Path, mesh: ExpertMesh | None = None
+) -> Path:
     """A run whose last step is in the checkpoint ``last``: only the trained model may be missing. PaddleNLP's
     loop would train a step more."""
     logger.info(f"{last} holds the last step already")
     checkpoint.read_model(model, last)
-    if distributed.get_rank() == 0:
-        checkpoint.write_model(model, processor, Path(arguments.output_dir))
+    checkpoint.write_model(model, processor, Path(arguments.output_dir), mesh)
     wait_for_all()
     return Path(arguments.output_dir)
 
@@ -136,17 +135,20 @@ def supervising(processor: DeepseekVLV2Processor, arguments: VL2TrainingArgument
     return processor
 
 
-def make_model(arguments: VL2TrainingArguments) -> nn.Layer:
-    """The model to train, with adapters where the recipe wants them, and what trains marked."""
-    if arguments.model_name_or_path:
-        folder = hub.resolve_checkpoint(arguments.model_name_or_path)
-        plan.check_balance(DeepseekVLV2Config.from_json(folder), arguments)
+def make_model(arguments: VL2TrainingArguments, mesh: ExpertMesh | None = None) -> nn.Layer:
+    """The model to train, with adapters where the recipe wants them, and what trains marked. With a mesh it
+    holds the experts of this process only."""
+    folder = hub.resolve_checkpoint(arguments.model_name_or_path) if arguments.model_name_or_path else None
+    config = DeepseekVLV2Config.from_json(folder or arguments.model_config)
+    plan.check_balance(config, arguments)
+    dispatcher = ExchangingDispatcher(mesh, config.language_config.n_routed_experts) if mesh else None
+    if folder:
         dtype = "bfloat16" if arguments.bf16 else "float32"
-        model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype, engine="eager")
+        model = DeepseekVLV2ForCausalLM.from_pretrained(
+            folder, dtype=dtype, engine="eager", dispatcher=dispatcher
+        )
     else:
-        config = DeepseekVLV2Config.from_json(arguments.model_config)
-        plan.check_balance(config, arguments)
-        model = DeepseekVLV2ForCausalLM(config)
+        model = DeepseekVLV2ForCausalLM(config, dispatcher)
         initialize(model, config.language_config.initializer_range)
     if distributed.get_world_size() > 1:
         model.batch_total = sum_tensor
@@ -163,7 +165,6 @@ def open_sources(entries: list[dict], key: str) -> list:
 
 def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start: int) -> BatchLoader:
     """Training batches of this process, from draw ``start`` on."""
-    exchange = functools.partial(gather_objects, processes=distributed.get_world_size())
     return _load(
         arguments,
         processor,
@@ -174,7 +175,7 @@ def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start
         num_workers=arguments.dataloader_num_workers,
         start=start,
         accumulation=arguments.gradient_accumulation_steps,
-        exchange=exchange if arguments.balance_tiles else None,
+        exchange=gather_objects if arguments.balance_tiles else None,
     )
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-from paddle import distributed, nn
+from paddle import nn
 from paddlenlp.trainer import Trainer, TrainerCallback
 from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
 from paddlemix_vl2.data import BatchLoader
+from paddlemix_vl2.distributed import ExpertMesh
+from paddlemix_vl2.distributed.collectives import gather_objects, sum_number, sum_tensor, wait_for_all
 from paddlemix_vl2.models.balance import (
     batch_loads,
     communication_balance_loss,
@@ -54,6 +56,7 @@ class VL2Trainer(Trainer):
         loader: endless micro-batches, at the right place already.
         make_evaluation: gives the (finite) micro-batches of an evaluation.
         run_state: plain values to keep in checkpoints, compared on resuming.
+        mesh: where the experts are spread over processes.
     """
 
     def __init__(
@@ -64,12 +67,14 @@ class VL2Trainer(Trainer):
         loader: BatchLoader,
         make_evaluation=None,
         run_state: dict | None = None,
+        mesh: ExpertMesh | None = None,
     ):
         super().__init__(model=model, args=arguments, callbacks=[_StepHooks(self)])
         self.processor = processor
         self.loader = loader
         self.make_evaluation = make_evaluation
         self.run_state = dict(run_state or {})
+        self.mesh = mesh
         self.router = RouterLoads()
         self.seconds = defaultdict(float)
         self._tokens = 0
@@ -99,8 +104,8 @@ class VL2Trainer(Trainer):
         meta = inputs.pop("meta")
         self._note(meta)
         if step_control == 0:  # the same for all micro-batches of a step
-            self._step_supervised = _sum_over_processes(meta.step_supervised, self.args.world_size)
-            self._step_samples = _sum_over_processes(meta.step_samples, self.args.world_size)
+            self._step_supervised = sum_number(meta.step_supervised)
+            self._step_samples = sum_number(meta.step_samples)
             if meta.tile_imbalance:
                 self._tile_imbalances.append(meta.tile_imbalance)
         if self.args.capacity_factor:
@@ -169,9 +174,9 @@ class VL2Trainer(Trainer):
     def finish_gradients(self) -> None:
         """Before the optimizer: one gradient for all processes, clipped."""
         begin = time.perf_counter()
-        parameters = [parameter for _, parameter in trained(self.model)]
-        average_gradients(parameters, self.args.world_size)
-        self._gradient_norm = clip_gradients(parameters, self.args.max_grad_norm)
+        parameters = list(trained(self.model))
+        average_gradients(parameters, self.args.world_size, self.mesh)
+        self._gradient_norm = clip_gradients(parameters, self.args.max_grad_norm, self.mesh)
         self._learning_rate = self.optimizer.get_lr()
         self._optimizer_begin = begin
 
@@ -283,8 +288,7 @@ class VL2Trainer(Trainer):
             total += float(loss) * meta.num_supervised
             tokens += meta.num_supervised
         self.model.train()
-        total = _sum_over_processes(total, self.args.world_size)
-        tokens = _sum_over_processes(tokens, self.args.world_size)
+        total, tokens = sum_number(total), sum_number(tokens)
         metrics = {f"{metric_key_prefix}_loss": round(total / max(tokens, 1), 6)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -294,18 +298,20 @@ class VL2Trainer(Trainer):
     # ---- checkpoints ----
 
     def save_model(self, output_dir: str | None = None, merge_tensor_parallel: bool = False) -> None:
-        """Model and processor, as the examples read them."""
-        if self.is_world_process_zero():
-            checkpoint.write_model(self.model, self.processor, Path(output_dir or self.args.output_dir))
+        """Model and processor, as the examples read them; every process calls it."""
+        folder = Path(output_dir or self.args.output_dir)
+        checkpoint.write_model(self.model, self.processor, folder, self.mesh)
 
     def _save_checkpoint(self, model, metrics=None) -> None:
         folder = Path(self.args.output_dir) / f"{checkpoint.PREFIX}{self.state.global_step}"
-        next_indices = gather_objects(self._next_index, self.args.world_size)
-        random_states = gather_objects(checkpoint.random_state(), self.args.world_size)
-        if self.is_world_process_zero():
-            temporary = checkpoint.begin_folder(folder)
-            checkpoint.write_model(self.model, self.processor, temporary)
-            checkpoint.write_optimizer(self.model, self.optimizer, temporary)
+        next_indices = gather_objects(self._next_index)
+        random_states = gather_objects(checkpoint.random_state())
+        is_first = self.is_world_process_zero()
+        temporary = checkpoint.begin_folder(folder, is_first)
+        checkpoint.write_model(self.model, self.processor, temporary, self.mesh)
+        checkpoint.write_optimizer(self.model, self.optimizer, temporary, self.mesh)
+        wait_for_all()
+        if is_first:
             paddle.save(self.lr_scheduler.state_dict(), str(temporary / checkpoint.SCHEDULER_FILE))
             checkpoint.write_random_states(temporary, random_states)
             self.state.save_to_json(str(temporary / TRAINER_STATE_NAME))
@@ -313,8 +319,7 @@ class VL2Trainer(Trainer):
             checkpoint.write_run_state(temporary, **state)
             checkpoint.finish_folder(temporary, folder)
             checkpoint.remove_oldest(self.args.output_dir, self.args.save_total_limit)
-        if self.args.world_size > 1:
-            distributed.barrier()
+        wait_for_all()
         self._last_end = None
 
     def _load_from_checkpoint(self, resume_from_checkpoint=None) -> None:
@@ -352,28 +357,3 @@ class _StepHooks(TrainerCallback):
 
     def on_optimizer_end(self, args, state, control, **kwargs):
         self._trainer.finish_step()
-
-
-def sum_tensor(tensor: paddle.Tensor) -> paddle.Tensor:
-    """The sum over all processes, in a new tensor, without gradient."""
-    total = tensor.detach().clone()
-    if distributed.get_world_size() > 1:
-        distributed.all_reduce(total)
-    return total
-
-
-def _sum_over_processes(value: float, processes: int) -> float:
-    if processes == 1:
-        return value
-    total = paddle.to_tensor(float(value), dtype="float64")
-    distributed.all_reduce(total)
-    return float(total)
-
-
-def gather_objects(value, processes: int) -> list:
-    """The value of every process, in the order of their ranks."""
-    if processes == 1:
-        return [value]
-    values: list = []
-    distributed.all_gather_object(values, value)
-    return values

@@ -242,9 +242,14 @@ def test_devices_are_groups_of_the_router_or_parts_of_them():
         plan.check_balance(config, recipe(balance_devices=devices))
     with pytest.raises(ValueError, match=r"balance_devices is 6, but this model limits .* 8 groups"):
         plan.check_balance(config, recipe(balance_devices=6))
-    settings = recipe(balance_devices=4)
+    config.language_config.topk_method = "greedy"  # has no groups
+    settings = recipe(balance_devices=6)
+    settings.expert_parallel_degree = 24
+    plan.check_balance(config, settings)
     settings.expert_parallel_degree = 8
-    with pytest.raises(ValueError, match="balance_devices is 4, but expert_parallel_degree is 8"):
+    with pytest.raises(
+        ValueError, match="balance_devices is 6, but expert_parallel_degree is 8: one must be"
+    ):
         plan.check_balance(config, settings)
 
 

@@ -1,0 +1,118 @@
+"""Training with experts over processes is training in one process, however it is interrupted and resumed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from safetensors.numpy import load_file
+
+from paddlemix_vl2.training import checkpoint, run
+from paddlemix_vl2.training.recipe import load_recipe
+
+pytestmark = pytest.mark.distributed
+
+PROCESSES = (2, 4)
+
+
+def tensors_of(folder: Path) -> dict[str, np.ndarray]:
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if "loss" in record]
+
+
+def assert_close(one: dict, other: dict) -> None:
+    """Float32 sums in another order; AdamW's first steps move by about the learning rate, 1e-2, whatever the
+    size of a gradient, so a gradient near zero may turn its sign and move a few numbers the other way."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if name.endswith("attn.qkv.bias"):
+            continue  # a bias of the keys changes no attention: its gradient is rounding noise only
+        differs = np.abs(value - other[name]) > 2e-4
+        assert differs.sum() <= max(3, 0.03 * differs.size), f"{name}: {differs.mean():.1%}"
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert np.array_equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_it_equals_one_process(processes, folders, alone):
+    """Weights after four steps; and, as AdamW takes out factors, losses, norms and loads of each step."""
+    whole = folders(processes) / "whole"
+    assert_close(tensors_of(alone), tensors_of(whole))
+    assert len(metrics_of(alone)) == 4
+    for one, spread in zip(metrics_of(alone), metrics_of(whole), strict=True):
+        assert spread["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert spread["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3)
+        assert np.allclose(spread["load_per_layer"], one["load_per_layer"], atol=2e-3)
+    first, spread = metrics_of(alone)[0], metrics_of(whole)[0]
+    assert spread["load_per_layer"] == first["load_per_layer"]
+    assert spread["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_resuming_is_exact(processes, folders):
+    folder = folders(processes)
+    assert_same(tensors_of(folder / "whole"), tensors_of(folder / "half"))
+    assert_same(read_optimizer(folder / "whole"), read_optimizer(folder / "half"))
+
+
+def read_optimizer(run_folder: Path, step: int = 4) -> dict[str, np.ndarray]:
+    """The optimizer's state by parameter path, from the files of all processes."""
+    state = {}
+    for file in sorted((run_folder / f"checkpoint-{step}").glob("optimizer*.pdopt")):
+        found = paddle.load(str(file), return_numpy=True)
+        assert not state.keys() & found.keys(), "a parameter's state is written twice"
+        state.update(found)
+    return state
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_going_on_from_one_process(processes, folders, alone):
+    """The checkpoint has other files, and was written with all experts in one process."""
+    resumed = folders(processes) / "from_alone"
+    assert_close(tensors_of(alone), tensors_of(resumed))
+    assert metrics_of(resumed)[0]["loss"] == pytest.approx(metrics_of(alone)[2]["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_going_on_in_one_process(processes, folders, recipe, alone, tmp_path):
+    shutil.copytree(folders(processes) / "whole" / "checkpoint-2", tmp_path / "checkpoint-2")
+    changes = ["per_device_train_batch_size=4", f"output_dir={tmp_path}", "resume_from_checkpoint=auto"]
+    run.train(load_recipe(recipe, changes))
+    assert_close(tensors_of(alone), tensors_of(tmp_path))
+    assert read_optimizer(tmp_path).keys() == read_optimizer(alone).keys()
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_files_of_a_checkpoint(processes, folders):
+    """Each of the two processes of the first group writes its experts; the copies write nothing."""
+    folder = folders(processes) / "whole" / "checkpoint-4"
+    names = [file.name for file in sorted(folder.iterdir())]
+    for kind, ending in (("model", "safetensors"), ("optimizer", "pdopt")):
+        assert [name for name in names if name.endswith(f".{ending}")] == [
+            f"{kind}-00001-of-00002.{ending}",
+            f"{kind}-00002-of-00002.{ending}",
+        ]
+    second = load_file(folder / "model-00002-of-00002.safetensors")
+    assert all(".mlp.experts." in name for name in second) and second
+    assert len(checkpoint.read_run_state(folder)["next_indices"]) == processes
+    assert not [file for file in folder.parent.iterdir() if file.name.startswith(".")], "a temporary folder"
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_an_optimizer_file_has_its_processes_experts(processes, folders):
+    state = read_optimizer(folders(processes) / "whole")
+    assert state.keys() == read_optimizer(folders(processes) / "from_alone").keys()
+    second = paddle.load(
+        str(folders(processes) / "whole" / "checkpoint-4" / "optimizer-00002-of-00002.pdopt")
+    )
+    assert {int(key.split(".experts.")[1].split(".")[0]) for key in second} == {4, 5, 6, 7}

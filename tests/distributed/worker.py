@@ -1,0 +1,248 @@
+"""Started by conftest.py with several processes: computes everything that the tests compare, in one go.
+
+Leaves ``rank{r}.npz`` with pairs of arrays: ``NAME/spread`` is what experts over processes give,
+``NAME/alone`` what this process computes with all experts and the samples of all processes.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import distributed
+
+from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.distributed import ExchangingDispatcher, ReplicatedDispatcher, make_mesh
+from paddlemix_vl2.distributed.collectives import sum_tensor
+from paddlemix_vl2.models.moe import DeepseekV2MoE
+from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.training import run
+from paddlemix_vl2.training.balance import RouterLoads, update_bias
+from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
+from paddlemix_vl2.training.recipe import load_recipe
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = ("mla_greedy", "mla_group_limited_yarn", "mla_noaux_tc")
+DEGREE = 2
+NUM_EXPERTS = 8
+SKEWS = ("even", "one_block", "one_expert_short")
+
+
+def config_of(case: str) -> DeepseekVLV2Config:
+    return DeepseekVLV2Config.from_json(GOLDEN / case)
+
+
+def named(model, prefix: str = "") -> list:
+    return [(prefix + name, parameter) for name, parameter in model.named_parameters()]
+
+
+def mixtures(mesh, found: dict) -> None:
+    """One layer, processes with 3, 4, 5, ... tokens: outputs, gradients of the input and all parameters."""
+    for case in CASES:
+        for skew in SKEWS:
+            one_mixture(mesh, found, case, skew)
+
+
+def one_mixture(mesh, found: dict, case: str, skew: str) -> None:
+    config = config_of(case).language_config
+    experts = config.n_routed_experts
+    paddle.seed(1)
+    alone = DeepseekV2MoE(config)
+    paddle.seed(1)
+    spread = DeepseekV2MoE(config, ExchangingDispatcher(mesh, experts))
+    draw = np.random.default_rng(2)
+    samples = [
+        draw.normal(size=[1, 3 + rank, config.hidden_size]).astype(np.float32)
+        for rank in range(mesh.world_size)
+    ]
+    if skew != "even":
+        # The first feature is large everywhere and leads to one block, or to the first few experts.
+        few = experts // DEGREE if skew == "one_block" else config.num_experts_per_tok
+        weight = np.zeros([experts, config.hidden_size], np.float32)
+        weight[:few, 0] = np.linspace(1.0, 1.5, few)
+        for mixture in (alone, spread):
+            mixture.gate.weight.set_value(weight)
+        for sample in samples:
+            sample[..., 0] = 3.0
+    if skew == "one_expert_short":
+        samples = [sample[:, :1] for sample in samples]
+    weights = [draw.normal(size=sample.shape).astype(np.float32) for sample in samples]
+
+    def run(mixture, rank: int):
+        hidden = paddle.to_tensor(samples[rank], stop_gradient=False)
+        output, routing = mixture(hidden)
+        (output * paddle.to_tensor(weights[rank])).sum().backward()
+        return output, hidden.grad, routing.load
+
+    runs = [run(alone, rank) for rank in range(mesh.world_size)]
+    own = run(spread, mesh.rank)
+    key = f"mixture/{case}/{skew}"
+    for what, got, wanted in zip(("output", "input_gradient", "load"), own, runs[mesh.rank], strict=True):
+        found[f"{key}/{what}/spread"], found[f"{key}/{what}/alone"] = got.numpy(), wanted.numpy()
+    path = "language.model.layers.1.mlp."
+    average_gradients(named(spread, path), mesh.world_size, mesh)
+    wanted = dict(named(alone, path))
+    for name, parameter in named(spread, path):
+        grad = wanted[name].grad
+        reference = np.zeros(parameter.shape, np.float32) if grad is None else grad.numpy() / mesh.world_size
+        found[f"{key}/{name}/spread"], found[f"{key}/{name}/alone"] = parameter.grad.numpy(), reference
+    found[f"{key}/arrived"] = sum(run_load[2].numpy() for run_load in runs)[mesh.experts(experts)]
+
+
+def models(mesh, found: dict) -> None:
+    """A whole model, a text per process: losses, clipped gradients of every parameter, router, bias."""
+    for case in CASES:
+        for seq_aux in (True, False):
+            one_model(mesh, found, case, seq_aux)
+
+
+def one_model(mesh, found: dict, case: str, seq_aux: bool) -> None:
+    experts = config_of(case).language_config.n_routed_experts
+    draw = np.random.default_rng(3)
+    rows = draw.integers(3, 400, [mesh.world_size, 24])
+
+    def prepare(dispatcher):
+        model = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32", dispatcher=dispatcher)
+        model.config.language_config.seq_aux = seq_aux
+        model.config.language_config.aux_loss_alpha = 0.5
+        model.train()
+        return model
+
+    def step(model, ids, share: float):
+        ids = paddle.to_tensor(ids)
+        output = model(input_ids=ids, labels=ids)
+        (output.loss * share).backward()
+        loads = RouterLoads()
+        loads.add(output.routings, paddle.ones_like(ids))
+        return output, loads
+
+    alone, spread = prepare(None), prepare(ExchangingDispatcher(mesh, experts))
+    spread.batch_total = sum_tensor
+    wanted, wanted_loads = step(alone, rows, 1.0)
+    got, loads = step(spread, rows[mesh.rank : mesh.rank + 1], 1.0)
+    key = f"model/{case}/{'sequence' if seq_aux else 'expert'}"
+    for what in ("loss", "aux_loss"):
+        found[f"{key}/{what}/spread"] = (sum_tensor(getattr(got, what)) / mesh.world_size).numpy()
+        found[f"{key}/{what}/alone"] = getattr(wanted, what).numpy()
+    average_gradients(named(spread), mesh.world_size, mesh)
+    average_gradients(named(alone), 1)
+    found[f"{key}/norm/spread"] = np.array(clip_gradients(named(spread), 1e-3, mesh))
+    found[f"{key}/norm/alone"] = np.array(clip_gradients(named(alone), 1e-3))
+    gradients = {name: parameter.grad for name, parameter in named(alone)}
+    for name, parameter in named(spread):
+        if not name.startswith("vision."):  # texts only: no gradient
+            found[f"{key}/{name}/spread"] = parameter.grad.numpy()
+            found[f"{key}/{name}/alone"] = gradients[name].numpy()
+    loads.reduce()
+    found[f"{key}/loads/spread"], found[f"{key}/loads/alone"] = (
+        loads.loads.numpy(),
+        wanted_loads.loads.numpy(),
+    )
+    if case == "mla_noaux_tc":
+        for kind, model, own in (("spread", spread, loads), ("alone", alone, wanted_loads)):
+            update_bias(model, own.loads, 0.01)
+            layers = [layer.mlp for layer in model.language.model.layers if hasattr(layer.mlp, "gate")]
+            biases = [mixture.gate.e_score_correction_bias.numpy() for mixture in layers]
+            found[f"{key}/bias/{kind}"] = np.stack(biases)
+
+
+def pictures_in_one_process(mesh, found: dict) -> None:
+    """A frozen language model with recomputation, and a picture in the first process only: its gradient needs
+    the experts of processes that have none of their own to compute."""
+    case = "mla_greedy"
+    dispatcher = ExchangingDispatcher(mesh, config_of(case).language_config.n_routed_experts)
+    model = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32", dispatcher=dispatcher)
+    alone = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32")
+    draw = np.random.default_rng(4)
+    embeddings = draw.normal(size=[1, 12, model.image_newline.shape[0]]).astype(np.float32)
+    labels = paddle.to_tensor(draw.integers(3, 400, [1, 12]))
+
+    def run(model, with_gradient: bool):
+        for parameter in model.parameters():
+            parameter.stop_gradient = True
+        for layer in model.sublayers():
+            if hasattr(layer, "enable_recompute"):
+                layer.enable_recompute = True
+        model.train()
+        inputs = paddle.to_tensor(embeddings, stop_gradient=not with_gradient)
+        model(inputs_embeds=inputs, labels=labels).loss.backward()
+        return inputs.grad
+
+    grad = run(model, mesh.rank == 0)
+    if mesh.rank == 0:
+        found["pictures/gradient/spread"] = grad.numpy()
+        found["pictures/gradient/alone"] = run(alone, True).numpy()
+
+
+def answers(mesh, found: dict) -> None:
+    """Greedy answers of all processes together, by the replicated dispatcher."""
+    if mesh.world_size != mesh.degree:
+        return
+    ids = paddle.to_tensor([list(range(3, 23))])
+    for case in CASES:
+        dispatcher = ReplicatedDispatcher(mesh, config_of(case).language_config.n_routed_experts)
+        model = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32", dispatcher=dispatcher)
+        alone = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32")
+        for kind, answering in (("spread", model), ("alone", alone)):
+            tokens, scores = answering.generate(ids, max_new_tokens=8, eos_token_id=[])
+            found[f"answer/{case}/tokens/{kind}"] = tokens.numpy()
+            found[f"answer/{case}/scores/{kind}"] = scores.numpy()
+            with paddle.no_grad():
+                found[f"answer/{case}/logits/{kind}"] = answering(input_ids=ids).logits.numpy()
+
+
+def checkpoints(mesh, folder: Path) -> None:
+    """Published layout, read and written by all processes; shards of a few experts."""
+    model = DeepseekVLV2ForCausalLM.from_pretrained(
+        GOLDEN / "mla_noaux_tc", "float32", dispatcher=ExchangingDispatcher(mesh, NUM_EXPERTS)
+    )
+    model.save_pretrained(folder / "saved", writers=mesh.writers(NUM_EXPERTS), max_shard_bytes=100_000)
+
+
+def read_again(found: dict, saved: Path) -> None:
+    """What other processes, as many as the degree, have saved: each takes its share of it."""
+    mesh = make_mesh(distributed.get_world_size())
+    dispatcher = ExchangingDispatcher(mesh, NUM_EXPERTS)
+    model = DeepseekVLV2ForCausalLM.from_pretrained(saved, "float32", dispatcher=dispatcher)
+    for name, parameter in named(model):
+        found[f"read/{name}"] = parameter.numpy()
+
+
+def train(folder: Path, recipe: str, name: str, resume_from: Path | None = None, **changes) -> None:
+    """A run into ``folder / name``; it goes on from a copy of a checkpoint where one is named."""
+    if resume_from and distributed.get_rank() == 0:
+        shutil.copytree(resume_from, folder / name / resume_from.name)
+    distributed.barrier()
+    changes = {
+        "output_dir": folder / name,
+        "per_device_train_batch_size": 4 // distributed.get_world_size(),
+        "resume_from_checkpoint": "auto",
+        **changes,
+    }
+    run.train(load_recipe(recipe, [f"{key}={value}" for key, value in changes.items()]))
+
+
+def trainings(mesh, folder: Path, recipe: str, alone: Path) -> None:
+    train(folder, recipe, "whole", expert_parallel_degree=DEGREE)
+    train(folder, recipe, "half", folder / "whole" / "checkpoint-2", expert_parallel_degree=DEGREE)
+    # On from what one process with all experts has saved, with as many blocks as processes.
+    train(folder, recipe, "from_alone", alone / "checkpoint-2", expert_parallel_degree=mesh.world_size)
+
+
+def main(folder: Path, recipe: str, alone: Path, saved: Path | None = None) -> None:
+    """``recipe`` has been run by one process into ``alone``; ``saved`` is a checkpoint of other processes."""
+    distributed.init_parallel_env()
+    mesh = make_mesh(DEGREE)
+    found: dict[str, np.ndarray] = {}
+    for part in (mixtures, models, pictures_in_one_process, answers):
+        part(mesh, found)
+    checkpoints(mesh, folder)
+    if saved:
+        read_again(found, saved)
+    np.savez(folder / f"rank{mesh.rank}.npz", **found)
+    trainings(mesh, folder, recipe, alone)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:]))
