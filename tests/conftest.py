@@ -1,7 +1,9 @@
 """Fixtures that several test folders share: recorded outputs and the published tokenizers."""
 
+import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,22 @@ def small_folder(tmp_path_factory) -> Path:
     tokenizer = build_tokenizer(collect_texts(200), config["language_config"]["vocab_size"])
     DeepseekVLV2Processor(tokenizer, config["candidate_resolutions"]).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def load_tool():
+    """``load_tool("benchmark")`` is that script of ``tools``, outside the package, as a module."""
+    tools = TESTS.parent / "tools"
+    sys.path.insert(0, str(tools))  # what stands beside a script is found when it runs as one
+
+    def load(name: str):
+        spec = importlib.util.spec_from_file_location(name, tools / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield load
+    sys.path.remove(str(tools))
 
 
 @pytest.fixture

@@ -43,6 +43,7 @@ MAY_IMPORT = {
     "models": SHARED | {"checkpoints", "generation"},
     "distributed": {"checkpoints", "models"},
     "training": SHARED | {"distributed", "checkpoints", "data", "models", "processing"},
+    "evaluation": {"data", "generation", "keys", "processing"},
     "__init__": {"device"},
 }
 

@@ -97,7 +97,7 @@ def read_metrics(file: Path) -> dict[int, dict]:
         records.setdefault(step, {}).update(record)
         last = step
     if not any("loss" in record for record in records.values()):
-        raise ValueError(f"{file}: holds no training step yet; one is written every logging_steps of the recipe")
+        raise ValueError(f"{file}: holds no training step yet; one comes every logging_steps of the recipe")
     return records
 
 

@@ -5,8 +5,6 @@ same functions check every entry when a file is opened (``read=False``: no pictu
 when it is drawn. Errors name the field; the caller puts file and line in front.
 """
 
-import base64
-import io
 import math
 import os
 from typing import Any
@@ -15,7 +13,7 @@ from PIL import Image
 
 from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, format_boxes
 from paddlemix_vl2.processing.conversation import ASSISTANT, ROLES, SYSTEM, USER, build_pieces
-from paddlemix_vl2.processing.pictures import open_picture
+from paddlemix_vl2.processing.pictures import decode_picture, open_picture
 from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, GROUNDING_TOKENS, IMAGE_TOKEN, USER_TOKEN
 
 _PUBLISHED_ROLES = {SYSTEM: SYSTEM, USER: USER_TOKEN, ASSISTANT: ASSISTANT_TOKEN}
@@ -40,16 +38,19 @@ def read_entry(format: str, entry: dict, folder: str, read: bool = True) -> Cont
     """
     if format == "text":
         return None, _plain_text(entry)
-    build = {"llava": _from_llava, "messages": _from_messages, "grounding": _from_grounding}[format]
+    build = {"llava": _from_llava, "messages": read_messages, "grounding": _from_grounding}[format]
     return build(entry, folder, read), None
 
 
-def share_pictures(messages: list[dict], pictures: list | None, field: str) -> list[dict]:
-    """Check a training conversation and give each message its pictures.
+def share_pictures(
+    messages: list[dict], pictures: list | None, field: str, inference_mode: bool = False
+) -> list[dict]:
+    """Check a conversation and give each message its pictures.
 
     Args:
         pictures: of the whole conversation, in order; None where the messages have their own.
         field: what errors call the conversation.
+        inference_mode: as of :func:`build_pieces`; a training conversation otherwise.
 
     Returns:
         messages of the published roles; those with pictures have ``images``.
@@ -61,7 +62,7 @@ def share_pictures(messages: list[dict], pictures: list | None, field: str) -> l
     if pictures is not None and any(isinstance(m, dict) and m.get("images") for m in messages):
         raise ValueError("'images' stands beside the messages and in them; keep one of the two")
     try:
-        pieces = build_pieces(messages, pictures, IMAGE_TOKEN, inference_mode=False)
+        pieces = build_pieces(messages, pictures, IMAGE_TOKEN, inference_mode)
     except ValueError as error:
         raise ValueError(f"{field!r}: {error}") from None
     shared = []
@@ -86,18 +87,23 @@ def _from_llava(entry: dict, folder: str, read: bool) -> list[dict]:
     return _with_files(share_pictures(messages, pictures, "conversations"), "image", folder, read)
 
 
-def _from_messages(entry: dict, folder: str, read: bool) -> list[dict]:
+def read_messages(entry: dict, folder: str, read: bool = True, inference_mode: bool = False) -> list[dict]:
+    """The conversation of an entry of the format "messages"; as :func:`read_entry`.
+
+    Args:
+        inference_mode: the conversation is left open for the model to continue.
+    """
     pictures = entry.get("images")
     if pictures is not None and not isinstance(pictures, list):
         raise ValueError(f"'images' is a list, not {type(pictures).__name__}")
-    messages = share_pictures(_field(entry, "messages", list), pictures, "messages")
+    messages = share_pictures(_field(entry, "messages", list), pictures, "messages", inference_mode)
     return _with_files(messages, "images", folder, read)
 
 
 def _with_files(messages: list[dict], field: str, folder: str, read: bool) -> list[dict]:
     for message in messages:
         if "images" in message:
-            message["images"] = [_picture(name, field, folder, read) for name in message["images"]]
+            message["images"] = [read_picture(name, field, folder, read) for name in message["images"]]
     return messages
 
 
@@ -115,7 +121,7 @@ def _plain_text(entry: dict) -> str:
 
 def _from_grounding(entry: dict, folder: str, read: bool) -> list[dict]:
     """One turn per object; the picture stands in the first."""
-    picture, size = _picture(_field(entry, "image", str), "image", folder, read), None
+    picture, size = read_picture(_field(entry, "image", str), "image", folder, read), None
     in_pixels = entry.get("pixels", True)
     if not isinstance(in_pixels, bool):
         raise ValueError(f"'pixels' is {_KINDS[bool]}, not {in_pixels!r}")
@@ -187,8 +193,12 @@ def _field(entry: dict, name: str, kind: type) -> Any:
     return entry[name]
 
 
-def _picture(name: Any, field: str, folder: str, read: bool) -> str | Image.Image:
-    """A picture's path, or with ``read`` the picture itself where the file holds it as a data URL."""
+def read_picture(name: Any, field: str, folder: str, read: bool = True) -> str | Image.Image:
+    """A picture's path, or with ``read`` the picture itself where the file holds it as a data URL.
+
+    Raises:
+        ValueError: neither of the two, or no picture in the data URL.
+    """
     if not isinstance(name, str) or not name:
         raise ValueError(f"{field!r}: a picture is a path or a data URL, not {name!r}")
     if name.startswith(("http://", "https://")):
@@ -200,8 +210,4 @@ def _picture(name: Any, field: str, folder: str, read: bool) -> str | Image.Imag
         raise ValueError(f"{field!r}: a data URL is data:image/...;base64,..., not {name[:40]!r}")
     if not read:
         return name
-    try:
-        return open_picture(Image.open(io.BytesIO(base64.b64decode(content, validate=True))))
-    # Pillow raises OSError for content that is no picture, base64 a ValueError.
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{field!r}: the data URL {name[:40]!r} holds no picture ({error})") from None
+    return decode_picture(content, f"{field!r}: the data URL {name[:40]!r}")

@@ -1,5 +1,6 @@
 """Asking a model every kind of question."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ from paddlemix_vl2.demo.questions import KINDS, Question
 from paddlemix_vl2.demo.samples import make_question, prompt_messages
 from paddlemix_vl2.demo.scoring import is_right
 from paddlemix_vl2.demo.vocabulary import LANGUAGES
+from paddlemix_vl2.generation.batched import BatchLimits, answer_conversations
 
 # The longest answer names five things with their boxes.
 MAX_NEW_TOKENS = 160
@@ -53,11 +55,6 @@ def answer_all(
     model, processor, asked: list[tuple[list[Image.Image], Question]], max_new_tokens: int = MAX_NEW_TOKENS
 ) -> list[str]:
     """The model's answers to questions about pictures, as one batch."""
-    conversations = [prompt_messages(images, question) for images, question in asked]
-    ids, _ = model.generate(**processor(conversations=conversations), max_new_tokens=max_new_tokens)
-    tokenizer = processor.tokenizer
-    return [tokenizer.decode(_until(row, tokenizer.eos_token_id)) for row in ids.numpy().tolist()]
-
-
-def _until(ids: list[int], end: int) -> list[int]:
-    return ids[: ids.index(end)] if end in ids else ids
+    limits = BatchLimits(max_new_tokens, batch_size=len(asked), batch_tokens=sys.maxsize)
+    conversations = enumerate(prompt_messages(images, question) for images, question in asked)
+    return [answer.text for answer in answer_conversations(model, processor, conversations, limits)]

@@ -1,10 +1,10 @@
 """Right or wrong, and tables of it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from paddlemix_vl2.demo.questions import CLOSED, READING, Question
 from paddlemix_vl2.demo.vocabulary import LANGUAGES
-from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, parse_boxes
+from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, overlap, parse_boxes
 
 LEAST_OVERLAP = 0.5
 GROUPS = {"closed questions": CLOSED, "reading": READING, "grounding": ("ground",)}
@@ -25,19 +25,6 @@ def is_right(question: Question, answer: str) -> bool:
     if question.kind == "grounded_describe" and [e.label for e in expected] != [f.label for f in found]:
         return False
     return all(overlap(e.box, f.box) >= LEAST_OVERLAP for e, f in zip(expected, found, strict=True))
-
-
-def overlap(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (left, top, right, bottom); it does not depend on the unit.
-
-    >>> overlap((0, 0, 10, 10), (5, 0, 15, 10))
-    0.3333333333333333
-    """
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(width, 0) * max(height, 0)
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - shared
-    return shared / union if union else 0.0
 
 
 def _parse(answer: str):

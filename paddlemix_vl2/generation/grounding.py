@@ -9,11 +9,12 @@ The four integers are left, top, right and bottom, 0 to 999 of the picture's wid
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from paddlemix_vl2.generation.drawing import LabeledBox, draw_boxes, save_picture
 
-__all__ = ["Grounding", "LabeledBox", "draw_boxes", "format_boxes", "parse_boxes", "save_picture"]
+__all__ = ["Grounding", "LabeledBox", "draw_boxes", "format_boxes", "overlap", "parse_boxes", "save_picture"]
 
 LARGEST_COORDINATE = 999
 
@@ -71,6 +72,19 @@ def parse_boxes(text: str, image_size: tuple[int, int]) -> Grounding:
     if width < 1 or height < 1:
         raise ValueError(f"image_size is {tuple(image_size)}; it must be a width and a height in pixels")
     return _AnswerParser(text, (width, height)).parse()
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes (left, top, right, bottom); it does not depend on the unit.
+
+    >>> overlap((0, 0, 10, 10), (5, 0, 15, 10))
+    0.3333333333333333
+    """
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)) - shared
+    return shared / union if union else 0.0
 
 
 class _AnswerParser:

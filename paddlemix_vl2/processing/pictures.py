@@ -1,5 +1,8 @@
 """Opening pictures: what Pillow reads becomes an upright 8-bit RGB picture, anything else one clear error."""
 
+import base64
+import binascii
+import io
 import os
 import struct
 from collections.abc import Callable
@@ -69,6 +72,23 @@ def _apply(read: Callable[[Image.Image], T], source: str | os.PathLike | Image.I
         return _checked(lambda: _open_file(read, Path(source)), name or str(source))
     kind = type(source).__name__
     raise ValueError(f"{name or 'the picture'}: a picture is a PIL image or a file's path, not {kind}")
+
+
+def decode_picture(content: str, name: str) -> Image.Image:
+    """The picture of a file that is written in base64.
+
+    Args:
+        name: what errors call it.
+
+    Raises:
+        ValueError: not base64, or as :func:`open_picture`.
+    """
+    try:
+        data = base64.b64decode(content, validate=True)
+    # Letters beyond ASCII raise a plain ValueError.
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"{name}: is not base64 ({error})") from None
+    return _checked(lambda: _to_upright_rgb(Image.open(io.BytesIO(data))), name)
 
 
 def _open_file(read: Callable[[Image.Image], T], path: Path) -> T:

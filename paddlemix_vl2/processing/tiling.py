@@ -60,6 +60,21 @@ def check_resolutions(candidate_resolutions: Sequence[Sequence[int]]) -> list[Si
     return pairs
 
 
+def all_resolutions(tile_size: int, max_tiles: int) -> list[Size]:
+    """Every grid of at most ``max_tiles`` tiles, as width and height in pixels.
+
+    Those of at most 9 tiles are the published candidates, in their order: by the number of tiles, the narrow
+    ones first.
+
+    >>> all_resolutions(384, 2)
+    [(384, 384), (384, 768), (768, 384)]
+    """
+    sides = range(1, max_tiles + 1)
+    grids = [(columns, rows) for columns in sides for rows in sides if columns * rows <= max_tiles]
+    grids.sort(key=lambda grid: (grid[0] * grid[1], min(grid), grid))
+    return [(columns * tile_size, rows * tile_size) for columns, rows in grids]
+
+
 def fitted_size(picture_size: Size, box: Size) -> Size:
     """The largest size with the picture's proportions that fits into ``box``; no side is less than one pixel.
 

@@ -177,7 +177,7 @@ def test_bad_messages(tmp_path, entry, message):
 
 def test_a_data_url_without_a_picture_is_one_broken_sample(tmp_path):
     source = open_entries(tmp_path, "messages", [{"messages": ask("", "b", "data:image/png;base64,QUJD")}])
-    with pytest.raises(BrokenSample, match=r"d\.jsonl:1: 'images': the data URL .* holds no picture"):
+    with pytest.raises(BrokenSample, match=r"d\.jsonl:1: 'images': the data URL .*: not a picture"):
         source[0]
 
 

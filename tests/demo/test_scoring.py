@@ -3,7 +3,7 @@ import json
 import pytest
 
 from paddlemix_vl2.demo.questions import Question
-from paddlemix_vl2.demo.scoring import ScoreTable, is_right, overlap
+from paddlemix_vl2.demo.scoring import ScoreTable, is_right
 
 COLOUR = Question("colour", "en", "What colour is the circle?", "red")
 BOX = "<|ref|>the star<|/ref|><|det|>[[{}]]<|/det|>"
@@ -55,13 +55,6 @@ def test_a_place_in_words_is_no_box():
 )
 def test_a_list_of_boxes_is_right_when_names_and_boxes_are(answer, right):
     assert is_right(LIST, answer) is right
-
-
-def test_overlap():
-    assert overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
-    assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
-    assert overlap((0, 0, 2, 2), (2, 0, 4, 2)) == overlap((0, 0, 1, 1), (5, 5, 6, 6)) == 0
-    assert overlap((1, 1, 1, 1), (1, 1, 1, 1)) == 0
 
 
 def table_of(*rows):

@@ -1,7 +1,6 @@
 """The example scripts as modules, and a small random checkpoint for them."""
 
 import importlib
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -17,18 +16,11 @@ def example(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def random_checkpoint(tmp_path_factory, tokenizer_folders) -> Path:
+def random_checkpoint(tmp_path_factory, tokenizer_folders, load_tool) -> Path:
     """A small model with the published tokenizer and tiles, and random weights."""
     folder = tmp_path_factory.mktemp("checkpoint")
     config = Path(__file__).with_name("small_config.json")
     tokenizer = tokenizer_folders["128k"] / "tokenizer.json"
-    tool = _load_tool("make_random_checkpoint")
+    tool = load_tool("make_random_checkpoint")
     assert tool.main([str(config), str(folder), "--tokenizer", str(tokenizer)]) == 0
     return folder
-
-
-def _load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from paddlemix_vl2.generation.grounding import LabeledBox, parse_boxes
+from paddlemix_vl2.generation.grounding import LabeledBox, overlap, parse_boxes
 
 SIZE = (999, 999)  # pixels are the coordinates themselves
 GOOD = "<|ref|>a dog<|/ref|><|det|>[[10, 20, 30, 40]]<|/det|>"
@@ -186,3 +186,10 @@ def test_a_degenerate_answer_is_read_in_time_proportional_to_its_length():
         parse_boxes("<|ref|>x<|/ref|><|det|>" + unit * 50_000, SIZE)
     # About 0.5 s on two cores; anything quadratic takes minutes.
     assert time.perf_counter() - start < 20
+
+
+def test_overlap():
+    assert overlap((0, 0, 2, 2), (0, 0, 2, 2)) == 1
+    assert overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert overlap((0, 0, 2, 2), (2, 0, 4, 2)) == overlap((0, 0, 1, 1), (5, 5, 6, 6)) == 0
+    assert overlap((1, 1, 1, 1), (1, 1, 1, 1)) == 0

@@ -1,5 +1,7 @@
 """Every kind of picture that people have, and everything that is no picture."""
 
+import base64
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from paddlemix_vl2.processing import open_picture
+from paddlemix_vl2.processing.pictures import decode_picture
 
 CORNERS = np.array(
     [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [90, 90, 90], [255, 255, 255]]], np.uint8
@@ -188,3 +191,33 @@ def test_very_long_names_are_cut():
     with pytest.raises(ValueError, match=r"^data:image/png;base64,x+\.\.\.: ") as caught:
         open_picture("data:image/png;base64," + "x" * 100000)
     assert len(str(caught.value)) < 400
+
+
+def test_a_picture_in_base64_is_that_of_its_file(tmp_path):
+    save_with_orientation(tmp_path / "a.jpg", 6)
+    content = base64.b64encode((tmp_path / "a.jpg").read_bytes()).decode()
+    decoded = decode_picture(content, "row 3")
+    assert np.array_equal(np.asarray(decoded), np.asarray(open_picture(tmp_path / "a.jpg")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a*b", "row 3: is not base64"),
+        ("abc", "row 3: is not base64"),
+        ("é", "row 3: is not base64"),
+        ("", "row 3: not a picture that Pillow can read"),
+        ("QUJD", "row 3: not a picture that Pillow can read"),
+    ],
+)
+def test_text_that_is_no_picture(content, message):
+    with pytest.raises(ValueError, match=message):
+        decode_picture(content, "row 3")
+
+
+def test_a_picture_in_base64_that_was_cut_off():
+    stream = io.BytesIO()
+    corners().resize((300, 300)).save(stream, format="PNG")
+    content = base64.b64encode(stream.getvalue()[:200]).decode()
+    with pytest.raises(ValueError, match="row 3: cannot be read as a picture"):
+        decode_picture(content, "row 3")

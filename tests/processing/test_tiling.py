@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from paddlemix_vl2.processing import select_best_resolution, tiling
 from paddlemix_vl2.processing.tiling import (
     PictureTransform,
+    all_resolutions,
     check_resolutions,
     cut_tiles,
     fitted_size,
@@ -115,3 +116,11 @@ def test_without_normalisation_values_are_from_0_to_1():
     transform = PictureTransform(2, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), normalize=False)
     view = transform.views(Image.new("RGB", (2, 2), (0, 51, 255)), (2, 2))[0]
     assert np.abs(view[:, 0, 0] - [0.0, 0.2, 1.0]).max() < 1e-6
+
+
+def test_all_grids_of_nine_tiles_are_the_published_candidates(golden):
+    published = json.loads((golden / "best_resolution.json").read_text())["candidate_resolutions"]
+    assert [list(size) for size in all_resolutions(384, 9)] == published
+    # Of at most n tiles there are n/1 + n/2 + ... + n/n grids, each rounded down.
+    assert len(all_resolutions(84, 18)) == sum(18 // side for side in range(1, 19))
+    assert check_resolutions(all_resolutions(84, 18))[0] == (84, 84)
