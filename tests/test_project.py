@@ -15,7 +15,6 @@ import yaml
 
 import paddlemix_vl2
 from paddlemix_vl2.configuration import DeepseekVLV2Config
-from paddlemix_vl2.training import recipe
 from paddlemix_vl2.training.cluster import PAPER_RUNS, Cluster, plan_cluster
 from paddlemix_vl2.training.memory import Division
 from paddlemix_vl2.training.plan import describe
@@ -153,10 +152,6 @@ RECIPES = sorted((ROOT / "configs" / "train").rglob("*.yaml"))
 CLUSTER_RECIPES = [path for path in RECIPES if path.parent.name == "clusters"]
 NUM_RECIPES = 7 + 3 * 4  # of the demo; three stages and one with adapters for each published model
 NUM_CLUSTER_RECIPES = 2 * (5 + 4)  # stages 2 and 3 of VL2-Small and VL2
-# These divide the experts among processes.
-WAITS_FOR_EXPERTS = pytest.mark.skipif(
-    "expert_parallel_degree" in recipe._DEGREES, reason="recipes cannot set expert_parallel_degree yet"
-)
 
 
 def test_all_configs_are_found():
@@ -173,11 +168,7 @@ def test_every_config_loads_and_keeps_its_values(path):
     assert _missing(written, read) == []
 
 
-def marked(path):
-    return pytest.param(path, marks=[WAITS_FOR_EXPERTS] if path in CLUSTER_RECIPES else [])
-
-
-@pytest.mark.parametrize("path", map(marked, RECIPES), ids=map(relative, RECIPES))
+@pytest.mark.parametrize("path", RECIPES, ids=relative)
 def test_every_recipe_can_be_planned(path, tmp_path, monkeypatch):
     """From the repository's root, without its weights and data; reading and planning write nothing."""
     monkeypatch.chdir(ROOT)
