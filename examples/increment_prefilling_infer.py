@@ -8,9 +8,8 @@ Prints the same answer as single_image_infer.py: chunks change how much memory t
 prompt take, not what is computed. Smaller chunks take less memory and more time.
 """
 
-import sys
-
 import inference_cli
+import processes
 
 CHUNK_SIZE = 512
 
@@ -23,4 +22,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.leave(main())

@@ -11,6 +11,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
+
 IMAGE_TOKEN = "<image>"
 ENGINES = ("auto", "eager", "native")
 DTYPES = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -45,6 +47,13 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         help="tokens of the prompt to read at a time (default: all)",
     )
     add("--output", metavar="FILE", help="where to save the picture with the boxes that the answer names")
+    add(
+        "--expert_parallel_degree",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes of paddle.distributed.launch that share the experts (default 1); see docs/scaling.md",
+    )
     sampling = parser.add_argument_group("sampling", "off, unless one of the first three is given")
     add = sampling.add_argument
     add("--temperature", type=float, metavar="T", help="0: take the best token; published example: 0.4")
@@ -121,14 +130,15 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
         from paddlemix_vl2.configuration import DeepseekVLV2Config
         from paddlemix_vl2.generation.decoding import check_lengths
         from paddlemix_vl2.generation.drawing import check_output
-        from paddlemix_vl2.generation.sampling import SamplingParameters
         from paddlemix_vl2.hub import resolve_checkpoint
+        from paddlemix_vl2.processing.conversation import place_pictures
         from paddlemix_vl2.processing.pictures import open_picture
 
     device.set_device(arguments.device)
+    processes.check_flags(arguments)
     dtype = check_precision(arguments)
     # These complain now, not when the model is loaded or has answered.
-    SamplingParameters(**sampling_flags(arguments))
+    sampling_flags(arguments)
     if arguments.output is not None:
         check_output(arguments.output)
     opened = [open_picture(file) for file in pictures]
@@ -137,19 +147,21 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     config = DeepseekVLV2Config.from_json(folder)
     processor = DeepseekVLV2Processor.from_pretrained(folder)
     _check_tokens_per_tile(folder, processor.tokens_per_side, config.image_tokens_per_side)
+    content = place_pictures(arguments.question, len(opened), IMAGE_TOKEN)
     batch = processor(
-        conversations=make_conversation(arguments.question, len(opened)),
+        conversations=[{"role": "<|User|>", "content": content}, {"role": "<|Assistant|>", "content": ""}],
         images=opened,
         system_prompt=arguments.system_prompt,
     )
     limit = config.language_config.max_sequence_length
     check_lengths(batch["input_ids"].shape[1], arguments.max_new_tokens, arguments.chunk_size, limit)
-    say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
-    model = load_model(arguments, folder)
-    say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
-    text = stream_answer(model, batch, processor.tokenizer, arguments)
-    number = getattr(arguments, "draw_on", None) or len(opened)
-    show_boxes(text, opened[number - 1], arguments.output)
+    with processes.together(arguments, config.language_config.n_routed_experts) as dispatcher:
+        say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
+        model = load_model(arguments, folder, dispatcher)
+        say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
+        text = stream_answer(model, batch, processor.tokenizer, arguments)
+        number = getattr(arguments, "draw_on", None) or len(opened)
+        show_boxes(text, opened[number - 1], arguments.output)
 
 
 def check_adapter(folder: str | None) -> None:
@@ -180,17 +192,18 @@ def check_precision(arguments: argparse.Namespace) -> str:
 
 
 def engine_of(arguments: argparse.Namespace) -> str:
-    """Adapters sit on Paddle's layers, which the kernels replace."""
-    return "eager" if arguments.adapter_path and arguments.engine == "auto" else arguments.engine
+    """Adapters sit on Paddle's layers, which the kernels replace; shared experts need these too."""
+    needs_layers = arguments.adapter_path or getattr(arguments, "expert_parallel_degree", 1) > 1
+    return "eager" if needs_layers and arguments.engine == "auto" else arguments.engine
 
 
-def load_model(arguments: argparse.Namespace, folder: str | Path):
+def load_model(arguments: argparse.Namespace, folder: str | Path, dispatcher=None):
     """The model, with its adapter where one is given. It is not merged into the weights: in 16 bits these
     could not hold small changes."""
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM
 
     model = DeepseekVLV2ForCausalLM.from_pretrained(
-        folder, dtype=arguments.dtype, engine=engine_of(arguments)
+        folder, dtype=arguments.dtype, engine=engine_of(arguments), dispatcher=dispatcher
     )
     if arguments.adapter_path is None:
         return model
@@ -238,19 +251,10 @@ def _check_files(arguments, pictures: list[str]) -> None:
 
 def sampling_flags(arguments: argparse.Namespace) -> dict:
     """The sampling arguments of ``generate``: greedy, unless a flag asks for sampling."""
-    given = {name: getattr(arguments, name) for name in ("temperature", "top_p", "top_k")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("temperature") == 0 or given == {"top_k": 0}:
-        given = {}
-    common = {"repetition_penalty": arguments.repetition_penalty, "seed": arguments.seed}
-    return {"do_sample": bool(given), **given, **common}
+    from paddlemix_vl2.generation.sampling import SamplingParameters
 
-
-def make_conversation(question: str, num_pictures: int) -> list[dict]:
-    """One question; where it does not say where the pictures belong, they come first."""
-    if IMAGE_TOKEN not in question:
-        question = f"{IMAGE_TOKEN}\n" * num_pictures + question
-    return [{"role": "<|User|>", "content": question}, {"role": "<|Assistant|>", "content": ""}]
+    names = ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    return vars(SamplingParameters.asked_for(**{name: getattr(arguments, name) for name in names}))
 
 
 def show_boxes(text: str, picture, output: str | None) -> None:

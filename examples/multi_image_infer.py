@@ -9,9 +9,8 @@ picture belongs; without it they come first, one after the other. More than two 
 local tiles, as the published models were trained.
 """
 
-import sys
-
 import inference_cli
+import processes
 
 NUMBERED = ("image_file_1", "image_file_2", "image_file_3")
 
@@ -41,4 +40,4 @@ def list_pictures(arguments) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.leave(main())

@@ -11,9 +11,8 @@ and give a file for the picture with the boxes:
         --question "Locate <|ref|>the red circle<|/ref|> in the given image."
 """
 
-import sys
-
 import inference_cli
+import processes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,4 +22,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.leave(main())

@@ -12,9 +12,9 @@ would be trained, for how long and in how much memory, without training; weights
 """
 
 import argparse
-import sys
 
 import inference_cli
+import processes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,4 +51,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    processes.leave(main())

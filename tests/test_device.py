@@ -1,5 +1,6 @@
 """What is chosen by processor and device."""
 
+import gc
 import os
 import platform
 import resource
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import paddle
 import pytest
 
@@ -113,3 +115,34 @@ def test_freed_memory_goes_back():
     blocks.clear()
     device.return_freed_memory()
     assert len(kept) == 20 and resident() < full - 200e6
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6).reshape(2, 3),
+        np.arange(6).reshape(2, 3).T,
+        np.zeros((2, 2), bool),
+        np.zeros(0, "float32"),
+    ],
+)
+def test_tensors_of_arrays(array):
+    tensor = device.to_tensor(array)
+    expected = paddle.to_tensor(array)
+    assert (tensor.dtype, tensor.place, tensor.stop_gradient) == (expected.dtype, expected.place, True)
+    assert np.array_equal(tensor.numpy(), array)
+    before = tensor.numpy()
+    array[...] = 1
+    assert np.array_equal(tensor.numpy(), before), "a copy"
+
+
+def test_tensors_leave_nothing_behind():
+    """With ``paddle.to_tensor`` there is one object more for every call."""
+    array = np.zeros(3)
+    device.to_tensor(array)
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(100):
+        device.to_tensor(array)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 20

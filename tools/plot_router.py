@@ -11,27 +11,21 @@ their first expert, and the picture's image tokens likewise. ``docs/router.md`` 
 import argparse
 import sys
 import warnings
-from collections.abc import Iterable
-
-import numpy as np
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
-    from paddlemix_vl2.configuration import DeepseekV2Config, DeepseekVLV2Config
+    from paddlemix_vl2.configuration import DeepseekVLV2Config
+    from paddlemix_vl2.figures.router import choose_layer, label_tokens, picture_views, read_router
+    from paddlemix_vl2.figures.router_figure import draw
     from paddlemix_vl2.generation.decoding import check_lengths
     from paddlemix_vl2.generation.drawing import check_output
     from paddlemix_vl2.hub import resolve_checkpoint
     from paddlemix_vl2.processing.pictures import open_picture
-    from paddlemix_vl2.training.balance import RouterLoads
-
-    # isort: split
-    import paddle
 
 # Beside this file.
 from command_line import OneLineParser, exit_code, say
 from plotting import save_figure
-from router_figure import WIDE_FONTS, PictureViews, Reading, cover, draw, escape, installed_fonts, readable
 
 EXAMPLE_TEXT = (
     "A mixture of experts sends every token to a few small networks. The red circle is left of 12 blue "
@@ -74,81 +68,12 @@ def run(arguments: argparse.Namespace) -> None:
     sample = processor.process_one(conversation, [] if picture is None else [picture])
     check_lengths(len(sample.input_ids), 1, None, language.max_sequence_length)
     model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=arguments.dtype, engine="eager")
-    reading = read(model, processor.batchify([sample]), layers, layer)
-    labels, fonts = label_tokens(processor.tokenizer, reading.token_ids[~reading.is_image])
+    reading = read_router(model, processor.batchify([sample]), layers, layer)
+    labels, fonts, note = label_tokens(processor.tokenizer, reading.token_ids[~reading.is_image])
+    if note:
+        say(f"note: {note}")
     views = None if picture is None else picture_views(processor, sample)
     save_figure(draw(reading, labels, fonts, views), arguments.output)
-
-
-def choose_layer(language: DeepseekV2Config, wanted: int | None) -> tuple[list[int], int]:
-    """The mixture layers, and the one to show: ``wanted``, or the middle one."""
-    layers = [index for index in range(language.num_hidden_layers) if language.is_moe_layer(index)]
-    if not layers:
-        raise ValueError("this model has no layers with experts")
-    if wanted is None:
-        return layers, layers[len(layers) // 2]
-    if wanted not in layers:
-        known = ", ".join(map(str, layers))
-        raise ValueError(f"--layer {wanted}: there are no experts; the layers with experts are {known}")
-    return layers, wanted
-
-
-# ---- what the router did ----
-
-
-@paddle.no_grad()
-def read(model: DeepseekVLV2ForCausalLM, batch: dict, layers: list[int], layer: int) -> Reading:
-    """One forward pass over a batch of one sample."""
-    device.check_compute_dtype(model.weight_dtype)
-    pictures = {key: batch[key] for key in ("images", "images_seq_mask", "images_spatial_crop")}
-    embeddings = model.prepare_inputs_embeds(batch["input_ids"], **pictures)
-    # Not the whole model: logits of all positions take a gigabyte with the published vocabulary.
-    output = model.language.model(embeddings, paddle.arange(embeddings.shape[1]).unsqueeze(0))
-    loads = RouterLoads()
-    loads.add(output.routings, batch["attention_mask"])
-    statistics = {name: np.array(values) for name, values in loads.statistics().items()}
-    chosen = output.routings[layers.index(layer)]
-    return Reading(
-        layers=layers,
-        layer=layer,
-        **statistics,
-        firsts=first_experts(chosen.experts.numpy(), chosen.weights.numpy()),
-        is_image=batch["images_seq_mask"][0].numpy(),
-        token_ids=batch["input_ids"][0].numpy(),
-    )
-
-
-def first_experts(experts: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The expert with the largest weight: int64 [M, K] and float32 [M, K] -> int64 [M]. With a correction
-    bias this need not be the first column."""
-    return np.take_along_axis(experts, weights.argmax(axis=1)[:, None], axis=1)[:, 0]
-
-
-def picture_views(processor: DeepseekVLV2Processor, sample) -> PictureViews:
-    """The sample's only picture, its values made pixels again."""
-    values = sample.images.transpose(0, 2, 3, 1)  # [1 + tiles, S, S, 3]
-    if processor.normalize:
-        values = values * np.array(processor.image_std) + np.array(processor.image_mean)
-    pixels = (values * 255).round().clip(0, 255).astype(np.uint8)
-    grid = tuple(int(count) for count in sample.images_spatial_crop[0])
-    cell = processor.patch_size * processor.downsample_ratio
-    return PictureViews(pixels, grid, processor.tokens_per_side, cell)
-
-
-def label_tokens(tokenizer, ids: Iterable[int]) -> tuple[list[str], list[str]]:
-    """What to write for each token, and the fonts that can. What no font has is escaped, and said once."""
-    names = {tokenizer.bos_token_id: "<begin>", tokenizer.eos_token_id: "<end>"}
-    texts = [names.get(int(id_)) or readable(tokenizer.decode([id_]), int(id_)) for id_ in ids]
-    fonts, missing = cover({letter for text in texts for letter in text}, installed_fonts())
-    labels = [escape(text, missing) for text in texts]
-    if missing:
-        changed = sum(label != text for label, text in zip(labels, texts, strict=True))
-        say(
-            f"note: {changed} of {len(texts)} tokens are written as codes like "
-            f"{escape(min(missing), missing)}, as no installed font has their characters; "
-            f"with {WIDE_FONTS[1]} or a similar one they are drawn"
-        )
-    return labels, fonts
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 
 from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, format_boxes
 from paddlemix_vl2.processing.conversation import ASSISTANT, ROLES, SYSTEM, USER, build_pieces
-from paddlemix_vl2.processing.pictures import decode_picture, open_picture
+from paddlemix_vl2.processing.pictures import decode_base64, open_picture
 from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, GROUNDING_TOKENS, IMAGE_TOKEN, USER_TOKEN
 
 _PUBLISHED_ROLES = {SYSTEM: SYSTEM, USER: USER_TOKEN, ASSISTANT: ASSISTANT_TOKEN}
@@ -210,4 +210,4 @@ def read_picture(name: Any, field: str, folder: str, read: bool = True) -> str |
         raise ValueError(f"{field!r}: a data URL is data:image/...;base64,..., not {name[:40]!r}")
     if not read:
         return name
-    return decode_picture(content, f"{field!r}: the data URL {name[:40]!r}")
+    return decode_base64(content, f"{field!r}: the data URL {name[:40]!r}")

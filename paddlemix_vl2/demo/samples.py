@@ -38,7 +38,7 @@ SUBJECTS: dict[str, Callable[[np.random.Generator], Subject]] = {
 }
 TASKS = (*SUBJECTS, "words", "mixed", "caption")
 # Not among TASKS: the demo model's vocabulary is made from those, in their order.
-EXTRA_TASKS = ("simple", "grid", "locate", "other_language")
+EXTRA_TASKS = ("simple", "grid", "color_grid", "locate", "other_language")
 
 _MIXED = {"scene": 0.45, "text": 0.30, "chart": 0.10, "compare": 0.15}
 # extra kind -> what its pictures show
@@ -46,6 +46,7 @@ _EXTRA_SUBJECTS = {"other_language": "scene"}
 # task about scenes -> what makes them, kinds of questions and how often each is asked
 _SCENE_TASKS = {
     "grid": (scenes.make_grid, {"describe": 4, "colour": 2, "shape": 2, "position": 2, "ground": 0.4}),
+    "color_grid": (scenes.make_color_grid, {"colour": 4, "describe": 1, "position": 2}),
     "locate": (scenes.make_scene, {"position": 3, "ground": 1}),
     "other_language": (scenes.make_scene, {"other_language": 1}),
 }
@@ -94,8 +95,8 @@ def make_sample(task: str, split: str, index: int) -> dict:
         task: "scene", "text", "chart", "compare": questions about such pictures; "mixed": one of these;
             "caption": all kinds of pictures, one turn that tells everything; "simple": the same of a single
             thing or text; "words": what a picture shows is told instead of shown; "grid": scenes of many
-            small things; "locate": where things of a scene are; "other_language": questions that are to be
-            answered in the other language.
+            small things; "color_grid": the same, different in colour only; "locate": where things of a scene
+            are; "other_language": questions that are to be answered in the other language.
         split: "train" or "test".
 
     Returns:

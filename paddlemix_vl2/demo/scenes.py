@@ -154,11 +154,23 @@ def make_scene(rng: np.random.Generator) -> Scene:
 def make_grid(rng: np.random.Generator) -> Scene:
     """A scene of five to nine things, each within its cell of the grid: to tell what is where, one has to
     look there. Only practice: questions that count are about the scenes of :func:`make_scene`."""
+    return _grid_of(rng, _looks(rng, int(rng.integers(5, 10))))
+
+
+def make_color_grid(rng: np.random.Generator) -> Scene:
+    """The same of four to seven things that differ in nothing but their colour and place. Nearly every colour
+    is in every such picture: which ones there are tells nothing of which is where."""
+    shape = pick(rng, list(SHAPES))
+    return _grid_of(rng, [(shape, color) for color in pick_some(rng, list(COLORS), int(rng.integers(4, 8)))])
+
+
+def _grid_of(rng: np.random.Generator, looks: list[tuple[str, str]]) -> Scene:
+    """Things of these (shape, colour) in as many cells of the grid."""
     length = TILE if rng.random() < 0.9 else 2 * TILE
     room = length // 3 - 2
-    cells = sorted(pick_some(rng, range(9), int(rng.integers(5, 10))))
+    cells = sorted(pick_some(rng, range(9), len(looks)))
     things = []
-    for cell, (shape, color) in zip(cells, _looks(rng, len(cells)), strict=True):
+    for cell, (shape, color) in zip(cells, looks, strict=True):
         side = int(rng.integers(room * 3 // 4, room))
         left, top = (
             third * length // 3 + 1 + int(rng.integers(room - side + 1)) for third in (cell % 3, cell // 3)

@@ -12,6 +12,7 @@ degree of two and eight experts::
 
 from dataclasses import dataclass
 
+import paddle
 from paddle import distributed
 from paddle.distributed.communication.group import Group
 
@@ -52,6 +53,15 @@ class ExpertMesh:
         check_experts(self.degree, num_experts)
         block = num_experts // self.degree
         return range(self.position * block, (self.position + 1) * block)
+
+    def sum_over_blocks(self, tensor: paddle.Tensor) -> None:
+        """Add up in place what the processes have that hold all experts together."""
+        distributed.all_reduce(tensor, group=self.expert_group)
+
+    def sum_over_copies(self, tensor: paddle.Tensor) -> None:
+        """Add up in place what the processes have that hold the same experts."""
+        if self.data_group is not None:
+            distributed.all_reduce(tensor, group=self.data_group)
 
     def writers(self, num_experts: int) -> Writers:
         """Who writes what of a checkpoint: the processes of the first expert-parallel group their experts,

@@ -22,7 +22,7 @@ from PIL import Image
 from paddlemix_vl2.data.formats import read_picture
 from paddlemix_vl2.evaluation.records import Records, TsvRecords
 from paddlemix_vl2.evaluation.tasks import FEWEST_VOTES, METRICS, Task
-from paddlemix_vl2.processing.pictures import decode_picture, open_picture
+from paddlemix_vl2.processing.pictures import decode_base64, open_picture
 from paddlemix_vl2.processing.processor import Picture
 
 _IDS = ("index", "questionId", "question_id", "id")
@@ -142,7 +142,7 @@ class QuestionFile:
 
     def _pictures(self, entry: dict) -> list[Picture]:
         if isinstance(self.records, TsvRecords) and "image" in entry:
-            return [decode_picture(content, "'image'") for content in self._encoded(entry["image"])]
+            return [decode_base64(content, "'image'") for content in self._encoded(entry["image"])]
         name = next((name for name in _PICTURES if entry.get(name)), None)
         if name is None:
             return []

@@ -7,9 +7,14 @@ cache)``, and reads the device once per step, for the tokens themselves.
 import numpy as np
 import paddle
 
+from paddlemix_vl2 import device
 from paddlemix_vl2.generation.sampling import Sampler, SamplingParameters
 
 _PICTURES = ("images", "images_seq_mask", "images_spatial_crop")
+
+
+class PromptTooLong(ValueError):
+    """A prompt, or prompt and answer together, need more positions than there are."""
 
 
 def generate(
@@ -88,7 +93,7 @@ def _decode(model, sampler, logits, cache, max_new_tokens, stops, streamer):
         while True:
             chosen, log_probs = sampler.next_token(logits)
             tokens = np.where(alive, chosen.numpy(), fill)  # the one read of the device per step
-            scores += log_probs * paddle.to_tensor(alive.astype(np.float32))
+            scores += log_probs * device.to_tensor(alive.astype(np.float32))
             answers.append(tokens)
             if streamer is not None:
                 streamer.put(tokens)
@@ -97,11 +102,11 @@ def _decode(model, sampler, logits, cache, max_new_tokens, stops, streamer):
             alive &= ~ended
             if not alive.any() or len(answers) == max_new_tokens:
                 break
-            logits = model.decode_step(paddle.to_tensor(tokens).unsqueeze(1), cache)
+            logits = model.decode_step(device.to_tensor(tokens).unsqueeze(1), cache)
     finally:
         if streamer is not None:
             streamer.end()
-    return paddle.to_tensor(np.stack(answers, axis=1)), scores.unsqueeze(1)
+    return device.to_tensor(np.stack(answers, axis=1)), scores.unsqueeze(1)
 
 
 def _stop_tokens(eos_token_id) -> np.ndarray:
@@ -116,14 +121,15 @@ def check_lengths(prompt_length: int, max_new_tokens: int, chunk_size: int | Non
         limit: positions that the model has.
 
     Raises:
-        ValueError: a length is below 1, or prompt and answer together pass the limit.
+        ValueError: a length is below 1.
+        PromptTooLong: prompt and answer together pass the limit.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
     if prompt_length + max_new_tokens > limit:
-        raise ValueError(
+        raise PromptTooLong(
             f"the prompt has {prompt_length} tokens and max_new_tokens is {max_new_tokens}, together "
             f"{prompt_length + max_new_tokens}, but the model has {limit} positions "
             "(max_position_embeddings); ask for fewer new tokens, or send fewer or smaller pictures"

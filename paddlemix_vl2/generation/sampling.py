@@ -21,6 +21,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from paddlemix_vl2 import device
+
 # Uniform numbers go to the device for so many steps at once; it does not change which numbers they are.
 _DRAWS_PER_COPY = 64
 # Below, float32 has no such number; long before, sampling is the greedy choice.
@@ -54,6 +56,23 @@ class SamplingParameters:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+
+    @classmethod
+    def asked_for(
+        cls,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+    ) -> "SamplingParameters":
+        """What a user means who has given some of these: greedy, unless one of the first three asks for
+        sampling. A temperature of 0 is the greedy choice, and ``top_k`` 0 asks for nothing."""
+        given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
+        given = {name: value for name, value in given.items() if value is not None}
+        if given.get("temperature") == 0 or given == {"top_k": 0}:
+            given = {}
+        return cls(do_sample=bool(given), **given, repetition_penalty=repetition_penalty, seed=seed)
 
     def __post_init__(self):
         is_warm = _is_positive(self.temperature) and self.temperature >= _LOWEST_TEMPERATURE
@@ -197,7 +216,7 @@ class Sampler:
         column = self._step % _DRAWS_PER_COPY
         if column == 0:
             draws = [generator.random(_DRAWS_PER_COPY, dtype=np.float32) for generator in self._generators]
-            self._draws = paddle.to_tensor(np.stack(draws))
+            self._draws = device.to_tensor(np.stack(draws))
         return self._draws[:, column : column + 1]
 
 

@@ -57,7 +57,7 @@ class TextStreamer:
     def _start(self) -> None:
         self._has_ended = False
         self._rows = [
-            _RowDecoder(self._backend, self._stops, self._skip_special_tokens) for _ in self._receivers
+            RowDecoder(self._backend, self._stops, self._skip_special_tokens) for _ in self._receivers
         ]
 
     @property
@@ -99,10 +99,16 @@ def _send(receiver, piece: str) -> None:
         receiver(piece)
 
 
-class _RowDecoder:
-    """One row's tokens to text; says nothing more after a stop token."""
+class RowDecoder:
+    """One row's tokens to text; says nothing more after a stop token.
 
-    def __init__(self, backend, stops: frozenset[int], skip_special_tokens: bool):
+    Args:
+        backend: a ``tokenizers.Tokenizer``.
+        stops: tokens that end the row and are not shown.
+        skip_special_tokens: as of :class:`TextStreamer`.
+    """
+
+    def __init__(self, backend, stops: frozenset[int], skip_special_tokens: bool = False):
         self.text = ""
         self._backend = backend
         self._stops = stops

@@ -1,11 +1,28 @@
 """Key and value caches: allocated once for the whole answer, with the prompt in front, and written in place.
 
-A cache knows its own length as a Python number, so that no step has to ask the device for it.
+A cache knows its own length as a Python number, so that no step has to ask the device for it. Rows can join
+and leave between steps: keys are stored rotated by positions that do not count padding, so that moving a row
+to the right behind more padding changes nothing of what its next queries see.
 """
 
+import numpy as np
 import paddle
 
+from paddlemix_vl2 import device
 from paddlemix_vl2.configuration import DeepseekV2Config
+
+# A cache whose rows come and go grows by so many positions at a time: growing copies what is filled, and a
+# step of Paddle's operators reads what is not filled too.
+CAPACITY_STEP = 256
+
+
+def roomy_capacity(length: int) -> int:
+    """Positions for ``length`` filled ones and at least one more: the next multiple of ``CAPACITY_STEP``.
+
+    >>> roomy_capacity(255), roomy_capacity(256)
+    (256, 512)
+    """
+    return (length // CAPACITY_STEP + 1) * CAPACITY_STEP
 
 
 class LatentCache:
@@ -16,6 +33,8 @@ class LatentCache:
         absorbed: the two halves of ``kv_b_proj`` laid out for decode steps, set by the first one. They live
             here and not in the layer, so that they cannot outlast a change of the weights.
     """
+
+    position_axis = 1
 
     def __init__(self, capacity: int, dtype: str | None = None):
         self.capacity, self.dtype = capacity, dtype
@@ -30,6 +49,16 @@ class LatentCache:
         """The first ``length`` positions, [B, length, R + Dr]."""
         return self.latents[:, :length]
 
+    @property
+    def buffers(self) -> list[paddle.Tensor]:
+        """All that is kept; every row is the first axis."""
+        return [self.latents]
+
+    @buffers.setter
+    def buffers(self, new: list[paddle.Tensor]) -> None:
+        (self.latents,) = new
+        self.capacity = self.latents.shape[self.position_axis]
+
 
 class KeyValueCache:
     """What multi-head attention keeps of a layer.
@@ -37,6 +66,8 @@ class KeyValueCache:
     Attributes:
         keys, values: both [B, N, S, D], S being the capacity; None before the first write.
     """
+
+    position_axis = 2
 
     def __init__(self, capacity: int, dtype: str | None = None):
         self.capacity, self.dtype = capacity, dtype
@@ -51,6 +82,16 @@ class KeyValueCache:
     def read(self, length: int) -> tuple[paddle.Tensor, paddle.Tensor]:
         """The first ``length`` positions of both, [B, N, length, D]."""
         return self.keys[:, :, :length], self.values[:, :, :length]
+
+    @property
+    def buffers(self) -> list[paddle.Tensor]:
+        """All that is kept; every row is the first axis."""
+        return [self.keys, self.values]
+
+    @buffers.setter
+    def buffers(self, new: list[paddle.Tensor]) -> None:
+        self.keys, self.values = new
+        self.capacity = self.keys.shape[self.position_axis]
 
 
 def _store(buffer, start: int, new: paddle.Tensor, axis: int, capacity: int, dtype) -> paddle.Tensor:
@@ -69,6 +110,18 @@ def _store(buffer, start: int, new: paddle.Tensor, axis: int, capacity: int, dty
     return buffer
 
 
+def _moved(buffer: paddle.Tensor, axis: int, first: int, last: int, to: int, capacity: int) -> paddle.Tensor:
+    """Positions ``first`` to ``last`` of a buffer, at ``to`` in one of ``capacity`` with zeros around."""
+    if (first, to, capacity) == (0, 0, buffer.shape[axis]):
+        return buffer
+
+    def zeros(count: int) -> paddle.Tensor:
+        return paddle.zeros([*buffer.shape[:axis], count, *buffer.shape[axis + 1 :]], buffer.dtype)
+
+    filled = buffer[(slice(None),) * axis + (slice(first, last),)]
+    return paddle.concat([zeros(to), filled, zeros(capacity - to - (last - first))], axis=axis)
+
+
 class ModelCache:
     """The caches of all layers and the state of the batch that fills them.
 
@@ -76,7 +129,8 @@ class ModelCache:
         layers: one cache per decoder layer.
         length: positions filled so far, padding included.
         key_mask: bool [B, capacity], False on the padding of the prompts; None where there is none.
-        prompt_length: positions of the prompt, padding included.
+        prompt_length: positions of the prompt, padding included; 0 once rows have joined or left, when there
+            is no common prompt any more.
         padding: int64 [B, 1], padding positions in front of each prompt.
     """
 
@@ -93,7 +147,7 @@ class ModelCache:
         Raises:
             ValueError: padding is anywhere but in front of a prompt, or the capacity is below the prompt.
         """
-        batch, self.prompt_length = attention_mask.shape
+        self.prompt_length = attention_mask.shape[1]
         if capacity < self.prompt_length:
             raise ValueError(f"a cache of {capacity} positions cannot hold a prompt of {self.prompt_length}")
         layer_cache = LatentCache if config.use_mla else KeyValueCache
@@ -107,10 +161,58 @@ class ModelCache:
             raise ValueError(
                 "attention_mask: padding must be on the left, zeros in front of the ones of a row"
             )
-        self.key_mask = None
-        if not bool(seen.all()):
-            answer = paddle.ones([batch, capacity - self.prompt_length], "bool")
-            self.key_mask = paddle.concat([seen, answer], axis=1)
+        self.key_mask = self._mask_padding()
+
+    def _mask_padding(self) -> paddle.Tensor | None:
+        if not bool((self.padding > 0).any()):
+            return None
+        return paddle.arange(self.capacity) >= self.padding
+
+    @paddle.no_grad()
+    def join(self, other: "ModelCache") -> None:
+        """Take the rows of another filled cache behind the own ones; ``other`` is left as it is.
+
+        The rows of the shorter cache move to the right, behind more padding. What they answer does not change
+        by it, except with dynamic RoPE scaling beyond the trained length, which depends on the longest row of
+        a batch. The capacity becomes :func:`roomy_capacity`.
+        """
+        length = max(self.length, other.length)
+        capacity = roomy_capacity(length)
+        shift, others_shift = length - self.length, length - other.length
+        for own, new in zip(self.layers, other.layers, strict=True):
+            axis = own.position_axis
+            own.buffers = [
+                paddle.concat(
+                    [
+                        _moved(mine, axis, 0, self.length, shift, capacity),
+                        _moved(theirs, axis, 0, other.length, others_shift, capacity),
+                    ]
+                )
+                for mine, theirs in zip(own.buffers, new.buffers, strict=True)
+            ]
+        self._become(length, capacity, paddle.concat([self.padding + shift, other.padding + others_shift]))
+
+    @paddle.no_grad()
+    def keep(self, rows: list[int]) -> None:
+        """Keep these rows in this order, at least one, without the padding that all of them have.
+
+        The capacity becomes :func:`roomy_capacity`; with all rows, this is how a full cache grows.
+        """
+        index = device.to_tensor(np.array(rows, np.int64))
+        padding = paddle.gather(self.padding, index)
+        common = int(padding.min())
+        length = self.length - common
+        capacity = roomy_capacity(length)
+        for layer in self.layers:
+            layer.buffers = [
+                _moved(paddle.gather(kept, index), layer.position_axis, common, self.length, 0, capacity)
+                for kept in layer.buffers
+            ]
+        self._become(length, capacity, padding - common)
+
+    def _become(self, length: int, capacity: int, padding: paddle.Tensor) -> None:
+        self.length, self.capacity, self.padding, self.prompt_length = length, capacity, padding, 0
+        self.key_mask = self._mask_padding()
 
     def check_mask(self, attention_mask: paddle.Tensor | None) -> None:
         """Refuse a mask [B, T] that says something else about padding than the one the cache was made with.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import paddle
 
+from paddlemix_vl2 import device
 from paddlemix_vl2.image_layout import NEWLINE, SEPARATOR, image_token_sources
 
 
@@ -93,6 +94,6 @@ def place_image_tokens(
         [B, T, H], a new tensor.
     """
     rows = paddle.concat([features.flatten(stop_axis=1), newline.unsqueeze(0), separator.unsqueeze(0)])
-    tokens = paddle.gather(rows, paddle.to_tensor(plan.sources))
+    tokens = paddle.gather(rows, device.to_tensor(plan.sources))
     flat = embeddings.flatten(stop_axis=1)
-    return paddle.scatter(flat, paddle.to_tensor(plan.positions), tokens).reshape(embeddings.shape)
+    return paddle.scatter(flat, device.to_tensor(plan.positions), tokens).reshape(embeddings.shape)

@@ -270,7 +270,7 @@ def stack_experts(model: nn.Layer) -> None:
     """Lay the experts' weights of every mixture side by side, without a copy that stays: the experts' own
     parameters become views of the stack. For inference on a GPU."""
     for layer in model.sublayers(include_self=True):
-        if isinstance(layer, DeepseekV2MoE):
+        if isinstance(layer, DeepseekV2MoE) and layer.dispatcher is None:
             layer.stacked = []
             for part in ("gate_proj", "up_proj", "down_proj"):
                 weights = [getattr(expert, part).weight for expert in layer.experts]

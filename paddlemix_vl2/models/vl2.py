@@ -80,7 +80,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
     def __init__(self, config: DeepseekVLV2Config, dispatcher: ExpertDispatcher | None = None):
         super().__init__(config)
         self.local_experts: range | None = dispatcher.experts if dispatcher else None  # None: all
-        # Sums a vector over the processes that share a batch, for balance losses over it; training sets it.
+        # Sums a tensor over the processes that share a batch, for balance losses over it; training sets it.
         self.batch_total: Callable[[paddle.Tensor], paddle.Tensor] | None = None
         self.cache_dtype: str | None = None  # that of the activations, unless the kernels keep another
         self.max_tiles_per_pass = device.tiles_per_pass(config.vision_config.patches_per_side**2)
@@ -212,7 +212,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             max_tiles=images.shape[1],
             side=self.config.image_tokens_per_side,
         )
-        tiles = paddle.gather(images.flatten(stop_axis=1), paddle.to_tensor(plan.tiles))
+        tiles = paddle.gather(images.flatten(stop_axis=1), device.to_tensor(plan.tiles))
         features = self.encode_tiles(tiles)
         return place_image_tokens(embeddings, features, self.image_newline, self.view_seperator, plan)
 

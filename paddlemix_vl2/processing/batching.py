@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paddlemix_vl2 import device
+
 
 @dataclass
 class Sample:
@@ -76,10 +78,7 @@ def pad_samples(samples: Sequence[Sample], pad_id: int, ignore_id: int) -> dict[
 
 def to_paddle(batch: dict[str, np.ndarray]) -> dict:
     """The same batch as Paddle tensors on the current device."""
-    # Imported here: processes that only read data need no Paddle.
-    import paddle
-
-    return {name: paddle.to_tensor(array) for name, array in batch.items()}
+    return {name: device.to_tensor(array) for name, array in batch.items()}
 
 
 def pad_left(rows: Sequence[np.ndarray], value) -> np.ndarray:

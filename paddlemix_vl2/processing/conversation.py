@@ -94,6 +94,16 @@ def build_pieces(
     return pieces
 
 
+def place_pictures(question: str, num_pictures: int, image_token: str) -> str:
+    """The content of a user message; where the question does not say where its pictures belong, they come
+    first.
+
+    >>> place_pictures("What is new?", 2, "<image>")
+    '<image>\\n<image>\\nWhat is new?'
+    """
+    return question if image_token in question else f"{image_token}\n" * num_pictures + question
+
+
 def _enumerate_messages(conversation: Sequence[dict]):
     if isinstance(conversation, str) or not isinstance(conversation, Sequence):
         raise ValueError(

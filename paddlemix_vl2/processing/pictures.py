@@ -2,10 +2,11 @@
 
 import base64
 import binascii
-import io
+import math
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +27,8 @@ _UPRIGHT = {
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _EXIF_ERRORS = (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error)
 _LONGEST_NAME = 200
+# Pillow reads many more; some start other programs (EPS), and few of their decoders see much use.
+STRANGERS_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 T = TypeVar("T")
 
@@ -74,8 +77,8 @@ def _apply(read: Callable[[Image.Image], T], source: str | os.PathLike | Image.I
     raise ValueError(f"{name or 'the picture'}: a picture is a PIL image or a file's path, not {kind}")
 
 
-def decode_picture(content: str, name: str) -> Image.Image:
-    """The picture of a file that is written in base64.
+def decode_base64(content: str, name: str) -> Image.Image:
+    """:func:`open_picture` for a file that is written in base64.
 
     Args:
         name: what errors call it.
@@ -88,11 +91,30 @@ def decode_picture(content: str, name: str) -> Image.Image:
     # Letters beyond ASCII raise a plain ValueError.
     except (binascii.Error, ValueError) as error:
         raise ValueError(f"{name}: is not base64 ({error})") from None
-    return _checked(lambda: _to_upright_rgb(Image.open(io.BytesIO(data))), name)
+    return _checked(lambda: _open_file(_to_upright_rgb, BytesIO(data)), name)
 
 
-def _open_file(read: Callable[[Image.Image], T], path: Path) -> T:
-    with Image.open(path) as picture:
+def decode_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """:func:`open_picture` for bytes that a stranger has sent: in one of ``STRANGERS_FORMATS``, and no larger
+    than ``max_pixels``, which is asked of the header before anything is decoded.
+
+    Raises:
+        ValueError: as :func:`open_picture`, or it has more pixels.
+    """
+    return _checked(lambda: _open_file(_to_upright_rgb, BytesIO(data), STRANGERS_FORMATS, max_pixels), name)
+
+
+def _open_file(
+    read: Callable[[Image.Image], T],
+    file: Path | BytesIO,
+    formats: Sequence[str] | None = None,
+    max_pixels: float = math.inf,
+) -> T:
+    with Image.open(file, formats=formats) as picture:
+        if picture.width * picture.height > max_pixels:
+            raise ValueError(
+                f"it has {picture.width} x {picture.height} pixels; {max_pixels:,} in all are possible"
+            )
         return read(picture)
 
 

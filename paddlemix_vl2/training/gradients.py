@@ -1,8 +1,9 @@
 """Gradients of all processes as one."""
 
+from collections.abc import Callable
+
 import paddle
 from paddle import distributed
-from paddle.distributed.communication.group import Group
 
 from paddlemix_vl2.checkpoints.expected import expert_of
 from paddlemix_vl2.distributed import ExpertMesh
@@ -33,9 +34,9 @@ def average_gradients(parameters: Named, world_size: int, mesh: ExpertMesh | Non
     if world_size == 1:
         return
     everywhere, experts = split_experts(parameters, mesh)
-    _sum_gradients(everywhere, world_size)
+    _sum_and_divide(everywhere, world_size, distributed.all_reduce)
     if mesh:
-        _sum_gradients(experts, world_size, mesh.data_group, alone=mesh.data_group is None)
+        _sum_and_divide(experts, world_size, mesh.sum_over_copies)
 
 
 def split_experts(parameters: Named, mesh: ExpertMesh | None) -> tuple[list, list]:
@@ -46,14 +47,13 @@ def split_experts(parameters: Named, mesh: ExpertMesh | None) -> tuple[list, lis
     return [parameter for path, parameter in parameters if expert_of(path) is None], experts
 
 
-def _sum_gradients(
-    parameters: list[paddle.Tensor], divisor: int, group: Group | None = None, alone: bool = False
+def _sum_and_divide(
+    parameters: list[paddle.Tensor], divisor: int, sum_up: Callable[[paddle.Tensor], object]
 ) -> None:
-    """Sum over the group (None: all processes), over the divisor; ``alone``: nothing to sum."""
+    """Gradients summed over processes by ``sum_up``, in place, and divided."""
     for bucket in _buckets(parameters):
         flat = paddle.concat([parameter.grad.flatten() for parameter in bucket])
-        if not alone:
-            distributed.all_reduce(flat, group=group)
+        sum_up(flat)
         parts = (flat / divisor).split([parameter.size for parameter in bucket])
         for parameter, part in zip(bucket, parts, strict=True):
             parameter.grad.set_value(part.reshape(parameter.shape))
@@ -87,7 +87,7 @@ def clip_gradients(parameters: Named, max_norm: float, mesh: ExpertMesh | None =
     square = _sum_of_squares(everywhere)
     if mesh:
         of_experts = _sum_of_squares(experts)
-        distributed.all_reduce(of_experts, group=mesh.expert_group)
+        mesh.sum_over_blocks(of_experts)
         square = square + of_experts
     norm = float(square.sqrt())
     if 0 < max_norm < norm:

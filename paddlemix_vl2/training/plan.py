@@ -64,7 +64,7 @@ def describe(arguments: VL2TrainingArguments, processes: int | None = None) -> s
 
 
 def check_balance(config: DeepseekVLV2Config, arguments: VL2TrainingArguments) -> None:
-    """ValueError where the recipe's way of balancing the experts does not fit the model."""
+    """ValueError where the recipe's way of balancing or dividing the experts does not fit the model."""
     language = config.language_config
     if arguments.bias_update_speed and language.topk_method != "noaux_tc":
         raise ValueError(

@@ -119,13 +119,13 @@ class VL2TrainingArguments(TrainingArguments):
         too_long: ``refuse`` or ``shorten`` samples over ``max_seq_length``.
         supervise: ``answers`` or ``text``: whether questions are learned too.
         aux_loss_alpha: weight of the balance loss; the checkpoint's where None.
+        expert_parallel_degree: (PaddleNLP's) processes that share the routed experts; see docs/scaling.md.
         balance_tiles: whether the processes share a step's rows so that all have about as many tiles.
         expert_balance_alpha, device_balance_alpha, communication_balance_alpha: weights of DeepSeek-V2's
             balance losses over experts and over ``balance_devices`` groups of them.
         capacity_factor: pairs of token and expert that such a group computes of a micro-batch at most, over
             their mean; those of the lowest scores are dropped (1 in DeepSeek-V2). 0: nothing is dropped.
         protected_share: of the samples, of which nothing is dropped.
-        expert_parallel_degree: (PaddleNLP's) processes that share the routed experts; see docs/scaling.md.
         bias_update_speed: u of loss-free balancing, for ``noaux_tc`` (0.001 in stage 2 of the 27B model).
     """
 

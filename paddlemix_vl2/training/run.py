@@ -20,6 +20,7 @@ from paddlemix_vl2.data import (
 )
 from paddlemix_vl2.distributed import ExchangingDispatcher, ExpertMesh, make_mesh
 from paddlemix_vl2.distributed.collectives import gather_objects, sum_tensor, wait_for_all
+from paddlemix_vl2.distributed.faults import lost_processes_named
 from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
 from paddlemix_vl2.processing import DeepseekVLV2Processor
 from paddlemix_vl2.training import checkpoint, plan
@@ -40,6 +41,7 @@ def train(arguments: VL2TrainingArguments) -> Path:
     Raises:
         FileNotFoundError, ValueError: a file of the recipe is not there or not right, or the checkpoint to
             resume from is of another model or other data; nothing has been trained then.
+        ConnectionError: another process of the run is gone.
     """
     logger.set_level("INFO")  # PaddleNLP lists all of its settings otherwise
     device.flush_denormals()
@@ -74,8 +76,9 @@ def train(arguments: VL2TrainingArguments) -> Path:
             run_state={"geometry": geometry, "data": fingerprint},
             mesh=mesh,
         )
-        trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-        trainer.save_model()
+        with lost_processes_named():
+            trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
+            trainer.save_model()
     wait_for_all()  # the process that leaves first may hold the store through which the others meet
     return Path(arguments.output_dir)
 

@@ -1,5 +1,7 @@
 """Loading gives the published values, bit for bit where the dtype allows, into parameters as they were."""
 
+from types import SimpleNamespace
+
 import ml_dtypes
 import numpy as np
 import paddle
@@ -7,7 +9,10 @@ import pytest
 from paddle import nn
 
 from paddlemix_vl2.checkpoints import files, load_checkpoint
+from paddlemix_vl2.checkpoints.expected import expert_of
 from paddlemix_vl2.checkpoints.parameters import cast, model_tensors
+from paddlemix_vl2.checkpoints.reader import StoredTensor
+from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
 
 DTYPES = ("float32", "bfloat16", "float16")
 WIDE = "projector.layers.0.weight"
@@ -44,6 +49,22 @@ def test_every_dtype_to_every_dtype(
         name: converted(to_paddle(name, array), "float32" if name.endswith(BIAS) else target)
         for name, array in weights.items()
     }
+    assert_same(tensors_of(model), wanted)
+
+
+def test_only_the_experts_of_a_process_are_read(
+    biased_case, tensors_of, to_paddle, converted, assert_same, monkeypatch
+):
+    experts, read = range(4, 8), []
+    original = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda tensor: read.append(tensor.name) or original(tensor))
+    with paddle.LazyGuard():
+        model = DeepseekVLV2ForCausalLM(biased_case.config, SimpleNamespace(experts=experts))
+    load_checkpoint(model, biased_case.config, biased_case.folder, experts=experts)
+    everything = in_memory(biased_case, "float32", to_paddle, converted)
+    wanted = {name: value for name, value in everything.items() if expert_of(name) not in range(4)}
+    assert len(wanted) == len(everything) - 2 * 4 * 3  # two mixture layers, four experts of three matrices
+    assert sorted(read) == sorted(wanted)
     assert_same(tensors_of(model), wanted)
 
 

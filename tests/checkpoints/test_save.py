@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from paddlemix_vl2.checkpoints import expected_tensors, load_checkpoint, save, save_checkpoint, writer
+from paddlemix_vl2.checkpoints.expected import expert_of
 from paddlemix_vl2.checkpoints.files import TensorSpec
 from paddlemix_vl2.checkpoints.reader import open_checkpoint
-from paddlemix_vl2.checkpoints.writer import plan_shards, write_checkpoint
+from paddlemix_vl2.checkpoints.writer import Writers, plan_shards, write_checkpoint
 from paddlemix_vl2.configuration import DeepseekVLV2Config
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -259,6 +262,78 @@ def outcome(folder, config, build_model, tensors_of, wanted) -> str:
     except (ValueError, FileNotFoundError):
         return "refused"
     return ("old", "new")[wanted.index(fingerprint(tensors_of(model)))]
+
+
+BLOCK = 4  # experts of a process; the golden models have 8
+
+
+def writer_of(name: str) -> int:
+    expert = expert_of(name)
+    return 0 if expert is None else expert // BLOCK
+
+
+@pytest.fixture
+def parts(loaded, biased_case):
+    """Two models that hold half of the experts each, and which."""
+
+    def part(index: int):
+        model, experts = loaded(biased_case), range(index * BLOCK, (index + 1) * BLOCK)
+        for layer in model.language.model.layers._sub_layers.values():
+            held = layer.mlp._sub_layers["experts"]._sub_layers if "experts" in layer.mlp._sub_layers else {}
+            for name in [name for name in held if int(name) not in experts]:
+                del held[name]
+        return model, experts
+
+    return [part(0), part(1)]
+
+
+def save_together(parts, config, folder, wait) -> list:
+    """Both at once, in threads: what each raised, or None."""
+
+    def save_part(index: int):
+        model, experts = parts[index]
+        writers = Writers(index, writer_of, wait)
+        try:
+            save_checkpoint(model, config, folder, max_shard_bytes=1e5, experts=experts, writers=writers)
+        except threading.BrokenBarrierError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(save_part, [0, 1]))
+
+
+def test_two_write_one_checkpoint(parts, biased_case, tmp_path, assert_same):
+    barrier = threading.Barrier(2, timeout=60)
+    assert save_together(parts, biased_case.config, tmp_path, barrier.wait) == [None, None]
+    assert_same(read_folder(tmp_path), biased_case.weights)
+    for file in tmp_path.glob("*.safetensors"):
+        assert len({writer_of(name) for name in load_file(file)}) == 1, f"{file.name} has two writers"
+    assert open_checkpoint(tmp_path).tensors.keys() == biased_case.weights.keys()
+
+
+@pytest.mark.parametrize("lost_at", [1, 2])
+def test_a_lost_writer_leaves_the_older_checkpoint(
+    lost_at, parts, plain_case, biased_case, loaded, tmp_path, assert_same
+):
+    """The other one never comes to where both wait, before or after it has written."""
+    save_checkpoint(loaded(plain_case), plain_case.config, tmp_path)
+    calls, barrier = [], threading.Barrier(2, timeout=60)
+
+    def wait():
+        calls.append(1)
+        if len(calls) > 2 * (lost_at - 1):
+            barrier.abort()
+        barrier.wait()
+
+    errors = save_together(parts, biased_case.config, tmp_path, wait)
+    assert all(isinstance(error, threading.BrokenBarrierError) for error in errors)
+    assert_same(read_folder(tmp_path), plain_case.weights)
+
+
+def test_experts_that_are_elsewhere_are_not_saved_silently(parts, biased_case, tmp_path):
+    model, _ = parts[1]
+    with pytest.raises(ValueError, match=r"experts\.0\..* is not in the model"):
+        save_checkpoint(model, biased_case.config, tmp_path)
 
 
 def test_full_disk_is_noticed_before_writing(biased_case, loaded, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from paddlemix_vl2.demo.questions import KINDS
 from paddlemix_vl2.demo.samples import TASKS, make_question, make_sample, prompt_messages, split_of
 from paddlemix_vl2.generation.grounding import parse_boxes
 
-WITH_PICTURES = [*(task for task in TASKS if task != "words"), "simple", "grid", "locate"]
+WITH_PICTURES = [*(task for task in TASKS if task != "words"), "simple", "grid", "color_grid", "locate"]
 TEXTS = ("<|User|>", "<|Assistant|>")
 
 
@@ -28,7 +28,7 @@ def fingerprint(sample):
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("task", [*TASKS, "simple", "grid", "locate"])
+@pytest.mark.parametrize("task", [*TASKS, "simple", "grid", "color_grid", "locate"])
 def test_a_sample_depends_on_its_arguments_only(task):
     first = [fingerprint(make_sample(task, "train", index)) for index in range(8)]
     np.random.default_rng(0).random()
@@ -130,11 +130,28 @@ def test_a_grid_is_of_many_things_each_in_its_cell():
         scene = scenes.make_grid(rng)
         assert 5 <= len(scene.things) <= 9
         assert len({(thing.shape, thing.color) for thing in scene.things}) == len(scene.things)
-        for thing in scene.things:
-            corners = np.array(thing.box).reshape(2, 2) * 3 / scene.size[0]
-            assert (corners[0] >= (thing.cell % 3, thing.cell // 3)).all()
-            assert (corners[1] <= (thing.cell % 3 + 1, thing.cell // 3 + 1)).all()
-            assert thing.box[2] - thing.box[0] >= 19
+        check_cells(scene)
+
+
+def test_a_color_grid_differs_in_colours_only():
+    rng = np.random.default_rng(0)
+    counts = set()
+    for _ in range(60):
+        scene = scenes.make_color_grid(rng)
+        assert len({thing.shape for thing in scene.things}) == 1
+        assert len({thing.color for thing in scene.things}) == len(scene.things)
+        check_cells(scene)
+        counts.add(len(scene.things))
+    assert counts == {4, 5, 6, 7}
+
+
+def check_cells(scene):
+    """Every thing is large, and within the cell that it is said to be in."""
+    for thing in scene.things:
+        corners = np.array(thing.box).reshape(2, 2) * 3 / scene.size[0]
+        assert (corners[0] >= (thing.cell % 3, thing.cell // 3)).all()
+        assert (corners[1] <= (thing.cell % 3 + 1, thing.cell // 3 + 1)).all()
+        assert thing.box[2] - thing.box[0] >= 19
 
 
 def test_locate_asks_where_things_of_a_scene_are():

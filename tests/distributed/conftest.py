@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from paddlemix_vl2 import device
 from paddlemix_vl2.training import run
 from paddlemix_vl2.training.recipe import load_recipe
 
@@ -17,42 +18,43 @@ ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("worker.py")
 
 
-def launch(processes: int, program: list[str], logs: Path, timeout: int = 400) -> subprocess.CompletedProcess:
-    """Run a program under paddle.distributed.launch over gloo, from the repository's root."""
+def _start(processes: int, program: list[str], logs: Path) -> subprocess.Popen:
+    """Start a program under paddle.distributed.launch over gloo, from the repository's root."""
     command = [sys.executable, "-W", "ignore", "-m", "paddle.distributed.launch", "--backend", "gloo"]
     command += ["--nproc_per_node", str(processes), "--log_dir", str(logs)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PADDLE_")}
     environment["PYTHONPATH"] = str(ROOT)
-    return subprocess.run(
-        [*command, *program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
-    )
+    logs.mkdir(parents=True, exist_ok=True)
+    with open(logs / "launch.log", "w") as output:
+        return subprocess.Popen(
+            [*command, *program], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+        )
 
 
 def read_logs(logs: Path) -> str:
-    return "\n".join(f"{file.name}:\n{file.read_text()[-2500:]}" for file in sorted(logs.glob("workerlog.*")))
+    return "\n".join(f"{file.name}:\n{file.read_text()[-2500:]}" for file in sorted(logs.glob("*log*")))
 
 
 @pytest.fixture(scope="session")
-def recipe(small_folder, tmp_path_factory) -> Path:
+def start_processes():
+    """``start_processes(number, program, logs)``: the launcher; what it says is in ``logs/launch.log``."""
+    return _start
+
+
+@pytest.fixture(scope="session")
+def recipe(small_recipe, tmp_path_factory) -> Path:
     """Four steps of the small model from nothing, with every balance loss and the moving bias."""
     values = {
-        "model_config": str(small_folder / "config.json"),
-        "processor_path": str(small_folder),
-        "vision": {"mode": "full"},
-        "train_dataset": [{"format": "drawn", "task": "mixed"}, {"format": "drawn", "task": "words"}],
-        "max_seq_length": 320,
+        **small_recipe,
         "max_steps": 4,
         "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
         "lr_scheduler_type": "constant",
         "bias_update_speed": 0.01,
         "balance_devices": 2,
+        "expert_balance_alpha": 0.03,
         "device_balance_alpha": 0.05,
         "communication_balance_alpha": 0.02,
-        "logging_steps": 1,
         "save_steps": 2,
-        "report_to": "none",
-        "disable_tqdm": True,
     }
     file = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     file.write_text(yaml.safe_dump(values))
@@ -60,10 +62,23 @@ def recipe(small_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def alone(recipe, tmp_path_factory) -> Path:
-    """The recipe run by one process with all experts."""
-    folder = tmp_path_factory.mktemp("alone")
-    return run.train(load_recipe(recipe, ["per_device_train_batch_size=4", f"output_dir={folder}"]))
+def train_here(recipe):
+    """``train_here(folder, *changes)``: the recipe run by this one process, which has all experts."""
+
+    def train(folder: Path, *changes: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            # It would stay on in this process, for tests of other folders that look at small numbers.
+            patch.setattr(device, "flush_denormals", lambda: False)
+            changes = ("per_device_train_batch_size=4", f"output_dir={folder}", *changes)
+            return run.train(load_recipe(recipe, changes))
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def alone(train_here, tmp_path_factory) -> Path:
+    """What it has written."""
+    return train_here(tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="session")
@@ -72,17 +87,15 @@ def folders(recipe, alone, tmp_path_factory):
     Four processes also read what two have saved."""
 
     @cache
-    def start(processes: int) -> tuple[Path, subprocess.CompletedProcess]:
+    def start(processes: int) -> tuple[Path, int]:
         folder = tmp_path_factory.mktemp(f"processes{processes}")
         others = [str(finished(2) / "saved")] if processes == 4 else []
-        done = launch(
-            processes, [str(WORKER), str(folder), str(recipe), str(alone), *others], folder / "logs"
-        )
-        return folder, done
+        program = [str(WORKER), str(folder), str(recipe), str(alone), *others]
+        return folder, _start(processes, program, folder / "logs").wait(timeout=400)
 
     def finished(processes: int) -> Path:
-        folder, done = start(processes)
-        assert done.returncode == 0, done.stdout[-2000:] + read_logs(folder / "logs")
+        folder, code = start(processes)
+        assert code == 0, read_logs(folder / "logs")
         return folder
 
     return finished

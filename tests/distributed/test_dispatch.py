@@ -64,9 +64,8 @@ def test_a_model(balance, case, processes, results):
 
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_each_process_has_its_experts_only(processes, results):
-    """With a degree of two; what is read again with a degree of four is compared in test_checkpoints.py."""
     for rank, found in enumerate(results(processes)):
-        names = [name for name in found if ".experts." in name and not name.startswith("read/")]
+        names = [name for name in found if name.startswith("model/") and ".mlp.experts." in name]
         experts = {int(name.split(".experts.")[1].split(".")[0]) for name in names}
         assert experts == set(range(4 * (rank % 2), 4 * (rank % 2) + 4))
 

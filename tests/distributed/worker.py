@@ -4,6 +4,8 @@ Leaves ``rank{r}.npz`` with pairs of arrays: ``NAME/spread`` is what experts ove
 ``NAME/alone`` what this process computes with all experts and the samples of all processes.
 """
 
+import contextlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +24,8 @@ from paddlemix_vl2.training.balance import RouterLoads, update_bias
 from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
 from paddlemix_vl2.training.recipe import load_recipe
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden"
 CASES = ("mla_greedy", "mla_group_limited_yarn", "mla_noaux_tc")
 DEGREE = 2
 NUM_EXPERTS = 8
@@ -228,6 +231,34 @@ def trainings(mesh, folder: Path, recipe: str, alone: Path) -> None:
     train(folder, recipe, "half", folder / "whole" / "checkpoint-2", expert_parallel_degree=DEGREE)
     # On from what one process with all experts has saved, with as many blocks as processes.
     train(folder, recipe, "from_alone", alone / "checkpoint-2", expert_parallel_degree=mesh.world_size)
+    if mesh.world_size == DEGREE:  # what is dropped depends on the number of processes, not on the degree
+        dropping = {"capacity_factor": 1.0, "balance_tiles": True, "packing": True, "recompute": True}
+        for degree in (1, DEGREE):
+            name = f"dropping_degree{degree}"
+            train(folder, recipe, name, max_steps=2, expert_parallel_degree=degree, **dropping)
+
+
+def example(folder: Path) -> None:
+    """The command of the README, with a seed that is not given: the processes must agree on one."""
+    sys.path.insert(0, str(ROOT / "examples"))
+    import single_image_infer
+
+    picture = ROOT / "examples" / "images" / "drawn" / "words.png"
+    flags = ["--image_file", str(picture), "--question", "Read the text.", "--max_new_tokens", "16"]
+    degree = ["--expert_parallel_degree", str(distributed.get_world_size())]
+    for name, more in (
+        ("greedy", []),
+        ("sampled", ["--temperature", "1.5"]),
+        ("refused", ["--engine", "native"]),
+    ):
+        with (
+            open(folder / f"{name}{distributed.get_rank()}.out", "w") as out,
+            open(folder / f"{name}{distributed.get_rank()}.err", "w") as err,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            code = single_image_infer.main([*flags, *degree, *more])
+            print(f"exit code {code}", file=err)
 
 
 def main(folder: Path, recipe: str, alone: Path, saved: Path | None = None) -> None:
@@ -240,9 +271,12 @@ def main(folder: Path, recipe: str, alone: Path, saved: Path | None = None) -> N
     checkpoints(mesh, folder)
     if saved:
         read_again(found, saved)
+    if mesh.world_size == DEGREE:
+        example(folder)
     np.savez(folder / f"rank{mesh.rank}.npz", **found)
     trainings(mesh, folder, recipe, alone)
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:]))
+    os._exit(0)  # as examples/processes.py ends its programs

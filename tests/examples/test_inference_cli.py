@@ -25,7 +25,7 @@ class FakeModel:
     calls: list
 
     @classmethod
-    def from_pretrained(cls, path, dtype, engine):
+    def from_pretrained(cls, path, dtype, engine, dispatcher=None):
         cls.calls = [{"path": path, "dtype": dtype, "engine": engine}]
         return cls()
 
@@ -213,6 +213,19 @@ MISTAKES = {
     ),
     "folder": (["--image_file", "{bad}/empty", "--question", "?"], "empty: is a folder"),
     "output": ([*ASK, "--output", "boxes.txt"], "boxes.txt: cannot write .txt"),
+    "processes that are not there": (
+        [*ASK, "--expert_parallel_degree", "2"],
+        "expert_parallel_degree is 2; it must divide the 1 processes",
+    ),
+    "kernels for some experts": (
+        [*ASK, "--expert_parallel_degree", "2", "--dtype", "int8"],
+        "--dtype int8 run all experts in one process",
+    ),
+    "no experts at all": ([*ASK, "--expert_parallel_degree", "0"], "'0' is not a whole number from 1 up"),
+    "an adapter of some experts": (
+        [*ASK, "--expert_parallel_degree", "2", "--adapter_path", "x"],
+        "merge the adapter first",
+    ),
     "too many <image>": (["--image_file", SHAPES, "--question", "<image><image>"], "2 <image>"),
 }
 

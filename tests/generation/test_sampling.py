@@ -279,3 +279,19 @@ def test_values_out_of_range_are_named(parameters, name):
 
 def test_numpy_numbers_are_accepted():
     SamplingParameters(True, np.float32(0.5), np.int64(3), np.float64(0.9), np.float32(1.1), np.int64(4))
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, SamplingParameters()),
+        ({"temperature": 0, "top_p": 0.5}, SamplingParameters()),
+        ({"top_k": 0}, SamplingParameters()),
+        ({"seed": 3, "repetition_penalty": 1.2}, SamplingParameters(seed=3, repetition_penalty=1.2)),
+        ({"temperature": 0.7}, SamplingParameters(True, 0.7)),
+        ({"top_p": 0.9, "top_k": 0}, SamplingParameters(True, top_p=0.9)),
+        ({"top_k": 5, "seed": 1}, SamplingParameters(True, top_k=5, seed=1)),
+    ],
+)
+def test_what_asks_for_sampling(asked, expected):
+    assert SamplingParameters.asked_for(**asked) == expected

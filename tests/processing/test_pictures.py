@@ -1,17 +1,17 @@
 """Every kind of picture that people have, and everything that is no picture."""
 
 import base64
-import io
 import struct
 import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from paddlemix_vl2.processing import open_picture
-from paddlemix_vl2.processing.pictures import decode_picture
+from paddlemix_vl2.processing.pictures import STRANGERS_FORMATS, decode_base64, decode_picture
 
 CORNERS = np.array(
     [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [90, 90, 90], [255, 255, 255]]], np.uint8
@@ -196,7 +196,7 @@ def test_very_long_names_are_cut():
 def test_a_picture_in_base64_is_that_of_its_file(tmp_path):
     save_with_orientation(tmp_path / "a.jpg", 6)
     content = base64.b64encode((tmp_path / "a.jpg").read_bytes()).decode()
-    decoded = decode_picture(content, "row 3")
+    decoded = decode_base64(content, "row 3")
     assert np.array_equal(np.asarray(decoded), np.asarray(open_picture(tmp_path / "a.jpg")))
 
 
@@ -212,12 +212,39 @@ def test_a_picture_in_base64_is_that_of_its_file(tmp_path):
 )
 def test_text_that_is_no_picture(content, message):
     with pytest.raises(ValueError, match=message):
-        decode_picture(content, "row 3")
+        decode_base64(content, "row 3")
 
 
 def test_a_picture_in_base64_that_was_cut_off():
-    stream = io.BytesIO()
+    stream = BytesIO()
     corners().resize((300, 300)).save(stream, format="PNG")
     content = base64.b64encode(stream.getvalue()[:200]).decode()
     with pytest.raises(ValueError, match="row 3: cannot be read as a picture"):
-        decode_picture(content, "row 3")
+        decode_base64(content, "row 3")
+
+
+def encoded(kind: str, size=(30, 20)) -> bytes:
+    file = BytesIO()
+    corners().resize(size).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", STRANGERS_FORMATS)
+def test_bytes_of_a_stranger(kind):
+    picture = decode_picture(encoded(kind), "it", 600)
+    assert picture.mode == "RGB" and picture.size == (30, 20)
+    with pytest.raises(ValueError, match=r"it: .*30 x 20 pixels; 599 in all are possible"):
+        decode_picture(encoded(kind), "it", 599)
+
+
+@pytest.mark.parametrize("data", [b"", b"nothing", encoded("TIFF"), encoded("EPS"), encoded("PNG")[:60]])
+def test_bytes_that_are_refused(data):
+    with pytest.raises(ValueError, match=r"^it: "):
+        decode_picture(data, "it", 10_000)
+
+
+def test_too_many_pixels_are_not_decoded(monkeypatch):
+    data = encoded("PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match="are possible"):
+        decode_picture(data, "it", 599)

@@ -1,8 +1,7 @@
-"""Records are read as the trainer writes them, repeated steps count once, stages are continuous."""
+"""The command draws the runs that it is given, and says mistakes in one line."""
 
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -12,131 +11,35 @@ def tool(load_tool):
     return load_tool("plot_training")
 
 
-def record(step: int, loss: float = 1.0, **others) -> dict:
-    """What the trainer logs in a step of training: two mixture layers of four experts."""
-    router = {
-        "max_vio": 0.5,
-        "entropy": 1.2,
-        "max_vio_per_layer": [0.4, 0.6],
-        "load_per_layer": [[0.25] * 4, [0.4, 0.2, 0.2, 0.2]],
-    }
-    speed = {"learning_rate": 1e-3, "grad_norm": 0.7, "tokens_per_second": 1000.0}
-    return {"loss": loss, **speed, **router, **others, "global_step": step}
-
-
 @pytest.fixture
-def run_folder(tmp_path):
-    """Name and records (or lines) -> the folder of such a run."""
-
-    def write(name: str, *lines):
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
-        (folder / "metrics.jsonl").write_text("".join(text + "\n" for text in texts))
-        return folder
-
-    return write
+def runs(tmp_path):
+    """Two folders of runs with a record each."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+        record = {"loss": 1.0, "learning_rate": 0.1, "global_step": 1}
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    return folders
 
 
-@pytest.fixture
-def plot(tool, tmp_path, capsys):
-    """Folders -> exit code, standard error, the file that may have been written."""
-
-    def run(*folders, name="curves.png"):
-        output = tmp_path / name
-        code = tool.main([*map(str, folders), "--output", str(output)])
-        return code, capsys.readouterr().err, output
-
-    return run
-
-
-def losses(records):
-    return {step: values["loss"] for step, values in records.items() if "loss" in values}
-
-
-def test_training_and_evaluation_of_a_step_are_one_record(tool, run_folder):
-    folder = run_folder("run", record(10), {"eval_loss": 2.0, "global_step": 10}, record(20))
-    records = tool.read_metrics(folder / "metrics.jsonl")
-    assert list(records) == [10, 20]
-    assert records[10]["loss"] == 1.0 and records[10]["eval_loss"] == 2.0
-
-
-def test_the_last_record_of_a_step_counts(tool, run_folder):
-    # Stopped after step 40, resumed from 20; the second time the run logs at 30 only.
-    lines = [record(10, 9.0), record(20, 8.0), record(30, 7.0), record(40, 6.0), record(30, 5.0)]
-    file = run_folder("run", *lines) / "metrics.jsonl"
-    assert losses(tool.read_metrics(file)) == {10: 9.0, 20: 8.0, 30: 5.0}
-    again = run_folder("again", record(10, 9.0), record(10, 4.0)) / "metrics.jsonl"
-    assert losses(tool.read_metrics(again)) == {10: 4.0}
-
-
-def test_stages_go_on_where_the_one_before_ended(tool, run_folder):
-    first = run_folder("first", record(10, 3.0), {"train_runtime": 1.0, "global_step": 15})
-    second = run_folder("second", record(5, 2.0), record(10, 1.0))
-    stages = tool.join_stages([first, second])
-    assert [(stage.label, stage.begin, stage.end) for stage in stages] == [
-        ("first", 0, 15),
-        ("second", 15, 25),
-    ]
-    assert tool.curve(stages[0], "loss") == ([10], [3.0])
-    assert tool.curve(stages[1], "loss") == ([20, 25], [2.0, 1.0])
-    assert tool.curve(stages[1], "eval_loss") == ([], [])
-
-
-def test_equal_names_become_paths(tool, run_folder):
-    folders = [run_folder("a/run"), run_folder("b/run")]
-    assert tool.stage_labels(folders) == [str(folder) for folder in folders]
-    assert tool.stage_labels(folders[:1]) == ["run"]
-
-
-def test_the_figure_holds_the_points(tool, run_folder):
-    first = run_folder("first", record(10, 3.0), record(20, 2.0), {"eval_loss": 2.5, "global_step": 20})
-    second = run_folder("second", record(10, 1.0), record(20, 0.5))
-    top = tool.draw(tool.join_stages([first, second])).axes[0]
-    drawn = [np.stack(line.get_data()).tolist() for line in top.get_lines()]
-    for points in ([[10, 20], [3.0, 2.0]], [[20], [2.5]], [[30, 40], [1.0, 0.5]]):
-        assert points in drawn
-    assert {text.get_text() for text in top.texts} == {"first", "second"}
-
-
-def test_a_figure_is_written(plot, run_folder):
-    first = run_folder("first", record(10, 3.0), record(20, float("nan")))
-    second = run_folder("second", {"loss": 1.0, "learning_rate": 0.1, "global_step": 1})  # a dense model
-    code, error, output = plot(first, second)
-    assert (code, error) == (0, "")
+def test_a_figure_is_written(tool, runs, tmp_path, capsys):
+    output = tmp_path / "curves.png"
+    assert tool.main([*map(str, runs), "--output", str(output)]) == 0
+    assert capsys.readouterr().err == ""
     with Image.open(output) as picture:
         assert picture.format == "PNG" and len(picture.convert("L").getcolors()) > 20
-    assert sorted(file.name for file in output.parent.iterdir()) == ["curves.png", "first", "second"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["curves.png", "first", "second"]
 
 
-def test_records_of_the_loss_alone_are_drawn(plot, run_folder):
-    code, errors, output = plot(run_folder("bare", {"loss": 1.0, "global_step": 1}))
-    assert code == 0, errors
-    assert output.is_file()
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ([], "metrics.jsonl: holds no training step yet"),
-        ([{"eval_loss": 1.0, "global_step": 3}], "holds no training step yet"),
-        ([record(1), '{"loss": 1.0, "glo'], "metrics.jsonl, line 2: not valid JSON"),
-        ([record(1), ""], "line 2: not valid JSON"),
-        (["[1]"], "line 1: not an object with a whole number global_step"),
-        (['{"loss": 1.0}'], "line 1: not an object with a whole number global_step"),
-        ([record(1, loss="low")], "line 1: loss is 'low', not a number"),
-    ],
-)
-def test_what_cannot_be_read_is_one_line(plot, run_folder, lines, message):
-    code, error, output = plot(run_folder("run", *lines))
-    assert code == 2 and not output.exists()
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
-
-
-def test_other_mistakes_are_one_line(plot, tool, run_folder, tmp_path, capsys):
-    code, error, _ = plot(tmp_path / "nowhere")
-    assert code == 2 and "nowhere/metrics.jsonl: no such file" in error and error.count("\n") == 1
-    code, error, _ = plot(run_folder("run", record(1)), name="curves.txt")
-    assert code == 2 and "cannot write .txt" in error
-    assert tool.main(["--output", "x.png"]) == 2
-    assert "RUN_FOLDER" in capsys.readouterr().err
+def test_mistakes_are_one_line(tool, runs, tmp_path, capsys):
+    (runs[1] / "metrics.jsonl").write_text("no record\n")
+    mistakes = [
+        ([tmp_path / "nowhere", "--output", "x.png"], "nowhere/metrics.jsonl: no such file"),
+        ([runs[0], "--output", "curves.txt"], "cannot write .txt"),
+        ([runs[1], "--output", "x.png"], "metrics.jsonl, line 1: not valid JSON"),
+        (["--output", "x.png"], "RUN_FOLDER"),
+    ]
+    for flags, message in mistakes:
+        assert tool.main([str(flag) for flag in flags]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line

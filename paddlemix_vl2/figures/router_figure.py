@@ -1,4 +1,4 @@
-"""The figure of ``plot_router.py``: loads as a heat map, words and image tokens in their experts' colours.
+"""The figure of a model's routers: loads as a heat map, words and image tokens in their experts' colours.
 
 Knows arrays and strings only, nothing of models.
 """
