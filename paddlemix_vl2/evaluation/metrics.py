@@ -155,7 +155,7 @@ def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
     same = [letter for letter, option in texts.items() if option == _plain(text).rstrip(".")]
     if len(same) == 1:
         return same[0]
-    first = re.match(rf"[(\[*]*([{letters}{letters.lower()}])(?:[)\].:,*]+(?!\w)|$)", text)
+    first = re.match(rf"[(\[*]*([{letters}{letters.lower()}])(?:[)\].:,*]+(?!\w)|[ \t]*(?:\n|$))", text)
     if first:
         return first[1].upper()
     said = re.findall(rf"(?i:\b(?:answer|option|choice)(?:\s+is)?\s*:?)\s*[(\[*]*([{letters}])\b(?!')", text)

@@ -174,23 +174,29 @@ class ModelCache:
 
         The rows of the shorter cache move to the right, behind more padding. What they answer does not change
         by it, except with dynamic RoPE scaling beyond the trained length, which depends on the longest row of
-        a batch. The capacity becomes :func:`roomy_capacity`.
+        a batch. The capacity becomes :func:`roomy_capacity`. Where memory does not last, nothing has changed.
         """
         length = max(self.length, other.length)
         capacity = roomy_capacity(length)
         shift, others_shift = length - self.length, length - other.length
+        joined = []
         for own, new in zip(self.layers, other.layers, strict=True):
             axis = own.position_axis
-            own.buffers = [
-                paddle.concat(
-                    [
-                        _moved(mine, axis, 0, self.length, shift, capacity),
-                        _moved(theirs, axis, 0, other.length, others_shift, capacity),
-                    ]
-                )
-                for mine, theirs in zip(own.buffers, new.buffers, strict=True)
-            ]
-        self._become(length, capacity, paddle.concat([self.padding + shift, other.padding + others_shift]))
+            joined.append(
+                [
+                    paddle.concat(
+                        [
+                            _moved(mine, axis, 0, self.length, shift, capacity),
+                            _moved(theirs, axis, 0, other.length, others_shift, capacity),
+                        ]
+                    )
+                    for mine, theirs in zip(own.buffers, new.buffers, strict=True)
+                ]
+            )
+        padding = paddle.concat([self.padding + shift, other.padding + others_shift])
+        for own, buffers in zip(self.layers, joined, strict=True):
+            own.buffers = buffers
+        self._become(length, capacity, padding)
 
     @paddle.no_grad()
     def keep(self, rows: list[int]) -> None:

@@ -56,9 +56,6 @@ def train(arguments: VL2TrainingArguments) -> Path:
     mesh = make_mesh(arguments.expert_parallel_degree)
     model = make_model(arguments, mesh)
     geometry = checkpoint.geometry(model)
-    paddle.seed(
-        arguments.seed + distributed.get_rank()
-    )  # alike until here; dropout differs between processes
     start = 0
     if resume_from:
         state = checkpoint.read_run_state(resume_from)
@@ -77,6 +74,8 @@ def train(arguments: VL2TrainingArguments) -> Path:
             run_state={"geometry": geometry, "data": fingerprint},
             mesh=mesh,
         )
+        # Alike until here, also by PaddleNLP's Trainer; dropout differs between processes.
+        paddle.seed(arguments.seed + distributed.get_rank())
         with lost_processes_named():
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
             trainer.save_model()

@@ -76,7 +76,7 @@ def test_every_request_samples_in_its_own_way(make_service, demo_questions, alon
         {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "seed": 7},
         {},
         {"repetition_penalty": 1.3},
-        {"do_sample": True, "temperature": 1.5, "top_k": 20, "seed": 8},
+        {"do_sample": True, "temperature": 8.0, "top_k": 20, "seed": 8},  # sure to say something else
     ]
     answers = [service.submit(ask(demo_questions[0], **way)) for way in ways]
     texts = ["".join(answer) for answer in answers]

@@ -225,6 +225,8 @@ OPTIONS = {"A": "a cat", "B": "a dog", "C": "two dogs", "D": "a fish"}
         ("answer is a dog", "B"),  # "a" is not the letter here
         ("option C, not option A... no: the correct option D", "D"),
         ("I think it is B because of the ears", "B"),
+        ("B\n\nExplanation: A is wrong", "B"),
+        ("A\nbecause it is so", "A"),
         ("A fish", "D"),
         ("a fish.", "D"),
         ("A dog can be seen", "B"),  # the text of one option; "A" is an article

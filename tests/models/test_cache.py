@@ -5,6 +5,7 @@ import paddle
 import pytest
 
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models import cache as cache_module
 from paddlemix_vl2.models.cache import CAPACITY_STEP, roomy_capacity
 
 CASES = ["mha_greedy", "mla_greedy"]
@@ -87,6 +88,24 @@ def test_the_other_cache_stays_as_it_is(golden_model):
     cache.join(other)
     assert (other.length, other.capacity, other.padding.tolist()) == (5, 5, [[0]])
     assert np.array_equal(step(model, other, 7), step(model, prefill(model, PROMPTS[1]), 7))
+
+
+def test_a_join_for_which_there_is_no_memory_changes_nothing(golden_model, monkeypatch):
+    model = golden_model("mla_greedy")
+    cache, other = prefill(model, PROMPTS[0]), prefill(model, PROMPTS[2])
+    calls, moved = [], cache_module._moved
+
+    def fail_in_the_second_layer(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:  # two buffers are moved per layer: the own one and the other's
+            raise MemoryError("no room")
+        return moved(*arguments)
+
+    monkeypatch.setattr(cache_module, "_moved", fail_in_the_second_layer)
+    with pytest.raises(MemoryError):
+        cache.join(other)
+    monkeypatch.undo()
+    assert np.array_equal(step(model, cache, 7), step(model, prefill(model, PROMPTS[0]), 7))
 
 
 @pytest.mark.parametrize("case", CASES)

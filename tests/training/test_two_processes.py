@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from safetensors.numpy import load_file
+
+from paddlemix_vl2.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.distributed
@@ -39,6 +42,9 @@ def test_resuming_with_two_processes_is_exact(make_recipe_file, tmp_path):
     whole, half = tmp_path / "whole", tmp_path / "half"
     launch(make_recipe_file("whole.yaml", output_dir=str(whole), **settings), 2, tmp_path)
     half.mkdir()
+    states = paddle.load(str(whole / "checkpoint-2" / checkpoint.RANDOM_FILE), return_numpy=True)["processes"]
+    seeds = {state["paddle"][0].current_seed() for state in states}
+    assert len(seeds) == 2, "dropout differs between the processes"
     (whole / "checkpoint-2").rename(half / "checkpoint-2")
     recipe = make_recipe_file("half.yaml", output_dir=str(half), resume_from_checkpoint="auto", **settings)
     launch(recipe, 2, tmp_path)
