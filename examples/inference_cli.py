@@ -157,6 +157,8 @@ def answer(arguments: argparse.Namespace, pictures: list[str]) -> None:
     check_lengths(batch["input_ids"].shape[1], arguments.max_new_tokens, arguments.chunk_size, limit)
     with processes.together(arguments, config.language_config.n_routed_experts) as dispatcher:
         say(f"loading {folder} in {dtype} on the {'GPU' if device.is_gpu() else 'CPU'}")
+        if dispatcher:
+            say(f"experts over {arguments.expert_parallel_degree} processes, with the engine eager")
         model = load_model(arguments, folder, dispatcher)
         say(f"reading {batch['input_ids'].shape[1]} tokens, {len(opened)} picture(s) among them")
         text = stream_answer(model, batch, processor.tokenizer, arguments)

@@ -45,15 +45,18 @@ def together(arguments: argparse.Namespace, num_experts: int | None) -> Iterator
     if degree == 1:
         yield None
         return
-    from paddlemix_vl2.distributed import ReplicatedDispatcher, make_mesh
-    from paddlemix_vl2.distributed.collectives import gather_objects, wait_for_all
+    from paddlemix_vl2.distributed import ReplicatedDispatcher, check_experts, make_mesh
+    from paddlemix_vl2.distributed.collectives import gather_objects, num_processes, wait_for_all
 
-    mesh = make_mesh(degree)
-    if mesh.world_size != degree:
+    # Before the processes meet: where one has left already, the others would tell of that instead.
+    check_experts(degree, num_experts)
+    if num_processes() != degree:
         raise ValueError(
-            f"--expert_parallel_degree is {degree}, but {mesh.world_size} processes were started; they "
-            "answer one question together, so the two must be equal"
+            f"--expert_parallel_degree is {degree}, but the number of processes is {num_processes()}; they "
+            "answer one question together, so the two must be equal: python -m paddle.distributed.launch "
+            f"--nproc_per_node {degree} ..."
         )
+    mesh = make_mesh(degree)
     dispatcher = ReplicatedDispatcher(mesh, num_experts)
     arguments.seed = gather_objects(secrets.randbits(31) if arguments.seed is None else arguments.seed)[0]
     with contextlib.ExitStack() as stack:

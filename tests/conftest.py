@@ -81,6 +81,17 @@ def small_folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def denormals_stay():
+    """Training flushes them, and would do so for the rest of this process, where other tests look at small
+    numbers."""
+    from paddlemix_vl2 import device
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(device, "flush_denormals", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_recipe(small_folder) -> dict:
     """Values of a recipe that trains the small model from nothing on drawn pictures."""

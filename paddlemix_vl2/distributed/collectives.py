@@ -6,6 +6,11 @@ import paddle
 from paddle import distributed
 
 
+def num_processes() -> int:
+    """Those that were started together, this one included; known before they meet."""
+    return distributed.get_world_size()
+
+
 def sum_tensor(tensor: paddle.Tensor) -> paddle.Tensor:
     """The sum over all processes, in a new tensor, without gradient."""
     total = tensor.detach().clone()

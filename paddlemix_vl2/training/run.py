@@ -52,6 +52,7 @@ def train(arguments: VL2TrainingArguments) -> Path:
     make_evaluation = evaluation_maker(arguments, processor)
     fingerprint = data_fingerprint(sources, arguments.seed)
     paddle.seed(arguments.seed)
+    read_config(arguments)  # its mistakes are told before the processes meet: then all tell the same
     mesh = make_mesh(arguments.expert_parallel_degree)
     model = make_model(arguments, mesh)
     geometry = checkpoint.geometry(model)
@@ -137,17 +138,30 @@ def supervising(processor: DeepseekVLV2Processor, arguments: VL2TrainingArgument
     return processor
 
 
+def read_config(arguments: VL2TrainingArguments) -> DeepseekVLV2Config:
+    """Of the model to train.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or the recipe balances or divides its experts in a way
+            that does not fit.
+    """
+    name = arguments.model_name_or_path
+    config = DeepseekVLV2Config.from_json(hub.resolve_checkpoint(name) if name else arguments.model_config)
+    plan.check_balance(config, arguments)
+    return config
+
+
 def make_model(arguments: VL2TrainingArguments, mesh: ExpertMesh | None = None) -> nn.Layer:
     """The model to train, with adapters where the recipe wants them, and what trains marked. With a mesh it
     holds the experts of this process only."""
-    folder = hub.resolve_checkpoint(arguments.model_name_or_path) if arguments.model_name_or_path else None
-    config = DeepseekVLV2Config.from_json(folder or arguments.model_config)
-    plan.check_balance(config, arguments)
+    config = read_config(arguments)
     dispatcher = ExchangingDispatcher(mesh, config.language_config.n_routed_experts) if mesh else None
-    if folder:
-        dtype = "bfloat16" if arguments.bf16 else "float32"
+    if arguments.model_name_or_path:
         model = DeepseekVLV2ForCausalLM.from_pretrained(
-            folder, dtype=dtype, engine="eager", dispatcher=dispatcher
+            arguments.model_name_or_path,
+            dtype="bfloat16" if arguments.bf16 else "float32",
+            engine="eager",
+            dispatcher=dispatcher,
         )
     else:
         model = DeepseekVLV2ForCausalLM(config, dispatcher)

@@ -27,6 +27,7 @@ def test_the_first_process_says_what_one_process_says(folders, monkeypatch, caps
     (first, messages), second = said(folders(2), "greedy")
     assert first == answer and answer.strip()
     assert "loading" in messages and "exit code 0" in messages
+    assert messages.count("experts over 2 processes, with the engine eager\n") == 1
     assert second == ("", "exit code 0\n")
 
 

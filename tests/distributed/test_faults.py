@@ -2,9 +2,9 @@
 
 import os
 import re
-import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,24 +29,40 @@ def test_other_errors_stay_what_they_are():
 
 
 @pytest.fixture(scope="module")
-def killed(recipe, tmp_path_factory, start_processes):
-    """A run of two processes that share the experts and save after every step; the second one is killed as
-    soon as there are two checkpoints. Returns the run's folder, the logs and the seconds that it lived on."""
-    folder = tmp_path_factory.mktemp("killed")
-    changes = [f"output_dir={folder / 'run'}", "max_steps=300", "save_steps=1", "expert_parallel_degree=2"]
-    program = ["examples/train.py", str(recipe), "per_device_train_batch_size=2", *changes]
-    launcher = start_processes(2, program, folder / "logs")
+def run_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("killed")
+
+
+@pytest.fixture(scope="module")
+def program(recipe, run_folder) -> list[str]:
+    """A run of two processes that share the experts and save after every step."""
+    changes = [f"output_dir={run_folder}", "save_steps=1", "expert_parallel_degree=2"]
+    changes += ["per_device_train_batch_size=2", "resume_from_checkpoint=auto"]
+    return ["examples/train.py", str(recipe), *changes]
+
+
+@pytest.fixture(scope="module")
+def killed(program, run_folder, tmp_path_factory, start_processes):
+    """The second process is killed when there are two checkpoints and another one is being written. Returns
+    the logs, the exit code, the seconds that the run lived on, and the other process."""
+    logs = tmp_path_factory.mktemp("logs")
+    launcher = start_processes(2, [*program, "max_steps=300"], logs)
+    deadline = time.monotonic() + 180
+
+    def wait_for(pattern: str) -> None:
+        while not list(run_folder.glob(pattern)):
+            assert launcher.poll() is None and time.monotonic() < deadline, f"no {pattern} came"
+            time.sleep(0.001)
+
     try:
-        deadline = time.monotonic() + 180
-        while not (folder / "run" / "checkpoint-2").is_dir():
-            assert launcher.poll() is None and time.monotonic() < deadline, "no checkpoint came"
-            time.sleep(0.05)
-        pids = dict(re.findall(r"proc_id:(\d+) idx:(\d)", (folder / "logs" / "launch.log").read_text()))
+        wait_for("checkpoint-2")
+        pids = dict(re.findall(r"proc_id:(\d+) idx:(\d)", (logs / "launch.log").read_text()))
         victim, survivor = sorted(pids, key=pids.get, reverse=True)
+        wait_for(".checkpoint-*.partial")
         os.kill(int(victim), signal.SIGKILL)
         begin = time.monotonic()
         code = launcher.wait(timeout=90)
-        return folder, code, time.monotonic() - begin, int(survivor)
+        return logs, code, time.monotonic() - begin, int(survivor)
     finally:
         launcher.terminate()
 
@@ -54,24 +70,25 @@ def killed(recipe, tmp_path_factory, start_processes):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_a_kill_ends_all_processes_and_is_named(killed):
-    folder, code, seconds, survivor = killed
+    logs, code, seconds, survivor = killed
     assert code != 0
     # The launcher looks every three seconds, and ends processes twice with pauses of four; gloo waits 30.
     assert seconds < 60
     with pytest.raises(ProcessLookupError):
         os.kill(survivor, 0)
-    assert re.search(r"ABORT!!!.*rank=\[(0, )?1\]", (folder / "logs" / "launch.log").read_text())
+    assert re.search(r"ABORT!!!.*rank=\[(0, )?1\]", (logs / "launch.log").read_text())
     line = "another process of this run has ended"
-    assert line not in (folder / "logs" / "workerlog.1").read_text()
+    assert line not in (logs / "workerlog.1").read_text()
 
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_the_run_goes_on_from_its_last_checkpoint(killed, train_here, tmp_path):
-    """In one process, which has all experts then."""
-    last = checkpoint.last_checkpoint(killed[0] / "run")
-    step = checkpoint.read_step(last)
+def test_the_same_command_goes_on_from_the_last_checkpoint(
+    killed, program, run_folder, start_processes, tmp_path
+):
+    step = checkpoint.read_step(checkpoint.last_checkpoint(run_folder))
     assert step >= 2
-    shutil.copytree(last, tmp_path / last.name)
-    train_here(tmp_path, f"max_steps={step + 1}", "save_steps=1", "resume_from_checkpoint=auto")
-    assert checkpoint.read_step(checkpoint.last_checkpoint(tmp_path)) == step + 1
+    launcher = start_processes(2, [*program, f"max_steps={step + 1}"], tmp_path)
+    assert launcher.wait(timeout=180) == 0, (tmp_path / "workerlog.0").read_text()[-2500:]
+    assert checkpoint.read_step(checkpoint.last_checkpoint(run_folder)) == step + 1
+    assert not list(run_folder.glob(".checkpoint-*"))

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from paddlemix_vl2.training import checkpoint
+from tests.distributed.worker import copy_checkpoint
 
 pytestmark = pytest.mark.distributed
 
@@ -77,6 +78,23 @@ def test_going_on_in_one_process(processes, folders, train_here, alone, assert_t
     train_here(tmp_path, "resume_from_checkpoint=auto")
     assert_trained_alike(tensors_of(alone), tensors_of(tmp_path))
     assert read_optimizer(tmp_path).keys() == read_optimizer(alone).keys()
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_others_read_all_of_a_checkpoint(processes, folders, recipe, tmp_path):
+    """What two processes have saved, read and written by one and by four with a degree of four: weights and
+    optimizer bit for bit."""
+    whole = folders(2) / "whole"
+    if processes == 1:
+        copied = tmp_path
+        copy_checkpoint(recipe, whole / "checkpoint-4", copied / "checkpoint-4", degree=1)
+    else:
+        copied = folders(4) / "copied"
+    assert len(list((copied / "checkpoint-4").glob("optimizer*"))) == processes
+    assert_same(*(tensors_of(folder / "checkpoint-4") for folder in (whole, copied)))
+    state = read_optimizer(whole)
+    assert_same(state, read_optimizer(copied))
+    assert any(np.abs(value).max() > 0 for key, value in state.items() if key.endswith("_moment1_0"))
 
 
 @pytest.mark.parametrize("processes", PROCESSES)

@@ -19,9 +19,11 @@ from paddlemix_vl2.distributed import ExchangingDispatcher, ReplicatedDispatcher
 from paddlemix_vl2.distributed.collectives import sum_tensor
 from paddlemix_vl2.models.moe import DeepseekV2MoE
 from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
-from paddlemix_vl2.training import run
+from paddlemix_vl2.training import checkpoint, run
 from paddlemix_vl2.training.balance import RouterLoads, update_bias
 from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
+from paddlemix_vl2.training.optimizer import make_optimizer, make_schedule
+from paddlemix_vl2.training.parts import trained
 from paddlemix_vl2.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -212,6 +214,22 @@ def read_again(found: dict, saved: Path) -> None:
         found[f"read/{name}"] = parameter.numpy()
 
 
+def copy_checkpoint(recipe: str, source: Path, target: Path, degree: int) -> None:
+    """Read a training checkpoint into a model and an optimizer of this degree, and write both."""
+    arguments = load_recipe(recipe, [f"expert_parallel_degree={degree}"])
+    mesh = make_mesh(degree)
+    model = run.make_model(arguments, mesh)
+    optimizer = make_optimizer(model, arguments, make_schedule(arguments))
+    checkpoint.read_model(model, source)
+    checkpoint.read_optimizer(model, optimizer, source)
+    # Paddle gives what was read to the optimizer when it makes its moments, at the first step otherwise.
+    block = paddle.base.framework.default_main_program().global_block()
+    optimizer._create_accumulators(block, [parameter for _, parameter in trained(model)])
+    target.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_model(model, run.make_processor(arguments), target, mesh)
+    checkpoint.write_optimizer(model, optimizer, target, mesh)
+
+
 def train(folder: Path, recipe: str, name: str, resume_from: Path | None = None, **changes) -> None:
     """A run into ``folder / name``; it goes on from a copy of a checkpoint where one is named."""
     if resume_from and distributed.get_rank() == 0:
@@ -271,6 +289,8 @@ def main(folder: Path, recipe: str, alone: Path, saved: Path | None = None) -> N
     checkpoints(mesh, folder)
     if saved:
         read_again(found, saved)
+        whole = saved.parent / "whole" / "checkpoint-4"
+        copy_checkpoint(recipe, whole, folder / "copied" / "checkpoint-4", distributed.get_world_size())
     if mesh.world_size == DEGREE:
         example(folder)
     np.savez(folder / f"rank{mesh.rank}.npz", **found)

@@ -215,7 +215,11 @@ MISTAKES = {
     "output": ([*ASK, "--output", "boxes.txt"], "boxes.txt: cannot write .txt"),
     "processes that are not there": (
         [*ASK, "--expert_parallel_degree", "2"],
-        "expert_parallel_degree is 2; it must divide the 1 processes",
+        "--expert_parallel_degree is 2, but the number of processes is 1; they answer",
+    ),
+    "experts that cannot be divided": (
+        [*ASK, "--expert_parallel_degree", "3"],
+        "expert_parallel_degree is 3; it must divide the model's 8 routed experts",
     ),
     "kernels for some experts": (
         [*ASK, "--expert_parallel_degree", "2", "--dtype", "int8"],
