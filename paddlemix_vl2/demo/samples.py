@@ -15,6 +15,7 @@ from PIL import Image
 from paddlemix_vl2.demo import scenes
 from paddlemix_vl2.demo.drawing import draw_all
 from paddlemix_vl2.demo.questions import (
+    CLOSED,
     EXTRA_KINDS,
     KINDS,
     READING,
@@ -38,7 +39,7 @@ SUBJECTS: dict[str, Callable[[np.random.Generator], Subject]] = {
 }
 TASKS = (*SUBJECTS, "words", "mixed", "caption")
 # Not among TASKS: the demo model's vocabulary is made from those, in their order.
-EXTRA_TASKS = ("simple", "grid", "color_grid", "locate", "other_language")
+EXTRA_TASKS = ("simple", "grid", "color_grid", "closed", "locate", "other_language")
 
 _MIXED = {"scene": 0.45, "text": 0.30, "chart": 0.10, "compare": 0.15}
 # extra kind -> what its pictures show
@@ -47,6 +48,8 @@ _EXTRA_SUBJECTS = {"other_language": "scene"}
 _SCENE_TASKS = {
     "grid": (scenes.make_grid, {"describe": 4, "colour": 2, "shape": 2, "position": 2, "ground": 0.4}),
     "color_grid": (scenes.make_color_grid, {"colour": 4, "describe": 1, "position": 2}),
+    # Boxes and sentences are four fifths of what scenes' answers hold; here is nothing but short answers.
+    "closed": (scenes.make_scene, dict.fromkeys(CLOSED, 1)),
     "locate": (scenes.make_scene, {"position": 3, "ground": 1}),
     "other_language": (scenes.make_scene, {"other_language": 1}),
 }
@@ -95,8 +98,9 @@ def make_sample(task: str, split: str, index: int) -> dict:
         task: "scene", "text", "chart", "compare": questions about such pictures; "mixed": one of these;
             "caption": all kinds of pictures, one turn that tells everything; "simple": the same of a single
             thing or text; "words": what a picture shows is told instead of shown; "grid": scenes of many
-            small things; "color_grid": the same, different in colour only; "locate": where things of a scene
-            are; "other_language": questions that are to be answered in the other language.
+            small things; "color_grid": the same, different in colour only; "closed": scenes, asked for
+            colour, shape, count and position only; "locate": where things of a scene are;
+            "other_language": questions that are to be answered in the other language.
         split: "train" or "test".
 
     Returns:

@@ -9,9 +9,11 @@ from paddlemix_vl2.demo import samples, scenes
 from paddlemix_vl2.demo.phrases import position_name
 from paddlemix_vl2.demo.questions import KINDS
 from paddlemix_vl2.demo.samples import TASKS, make_question, make_sample, prompt_messages, split_of
+from paddlemix_vl2.demo.vocabulary import COLORS, LANGUAGES, SHAPES
 from paddlemix_vl2.generation.grounding import parse_boxes
 
-WITH_PICTURES = [*(task for task in TASKS if task != "words"), "simple", "grid", "color_grid", "locate"]
+PRACTICE = ["simple", "grid", "color_grid", "closed", "locate"]
+WITH_PICTURES = [*(task for task in TASKS if task != "words"), *PRACTICE]
 TEXTS = ("<|User|>", "<|Assistant|>")
 
 
@@ -28,7 +30,7 @@ def fingerprint(sample):
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("task", [*TASKS, "simple", "grid", "color_grid", "locate"])
+@pytest.mark.parametrize("task", [*TASKS, *PRACTICE])
 def test_a_sample_depends_on_its_arguments_only(task):
     first = [fingerprint(make_sample(task, "train", index)) for index in range(8)]
     np.random.default_rng(0).random()
@@ -152,6 +154,20 @@ def check_cells(scene):
         assert (corners[0] >= (thing.cell % 3, thing.cell // 3)).all()
         assert (corners[1] <= (thing.cell % 3 + 1, thing.cell // 3 + 1)).all()
         assert thing.box[2] - thing.box[0] >= 19
+
+
+def test_closed_asks_for_short_answers_only():
+    answers = set()
+    for index in range(60):
+        answers.update(
+            message["content"] for message in make_sample("closed", "train", index)["messages"][1::2]
+        )
+    colors = {*COLORS, *COLORS.values()}
+    shapes = {*SHAPES, *SHAPES.values()}
+    places = {position_name(cell, language) for cell in range(9) for language in LANGUAGES}
+    counts = {str(count) for count in range(5)}
+    assert answers <= colors | shapes | places | counts
+    assert all(answers & some for some in (colors, shapes, places, counts))
 
 
 def test_locate_asks_where_things_of_a_scene_are():
