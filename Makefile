@@ -40,7 +40,7 @@ train-demo: $(VENV)/.installed-demo
 	    $(RUN) -m paddle.distributed.launch --nproc_per_node 2 --backend gloo --log_dir $(TRAINING)/logs/$$stage \
 	        examples/train.py configs/train/demo_stage$$stage.yaml resume_from_checkpoint=auto || exit 1; \
 	done
-	$(RUN) tools/pack_demo.py $(TRAINING)/stage3_answers $(TRAINING)/packed --runs $(addprefix $(TRAINING)/,$(DEMO_RUNS))
+	$(RUN) tools/pack_demo.py $(TRAINING)/$(lastword $(DEMO_RUNS)) $(TRAINING)/packed --runs $(addprefix $(TRAINING)/,$(DEMO_RUNS))
 	$(RUN) examples/evaluate_demo.py --model_path $(TRAINING)/packed --output $(TRAINING)/scores.json
 
 notebooks: $(VENV)/.installed-test

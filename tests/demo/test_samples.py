@@ -8,12 +8,18 @@ import pytest
 from paddlemix_vl2.demo import samples, scenes
 from paddlemix_vl2.demo.phrases import position_name
 from paddlemix_vl2.demo.questions import KINDS
-from paddlemix_vl2.demo.samples import TASKS, make_question, make_sample, prompt_messages, split_of
+from paddlemix_vl2.demo.samples import (
+    EXTRA_TASKS,
+    TASKS,
+    make_question,
+    make_sample,
+    prompt_messages,
+    split_of,
+)
 from paddlemix_vl2.demo.vocabulary import COLORS, LANGUAGES, SHAPES
 from paddlemix_vl2.generation.grounding import parse_boxes
 
-PRACTICE = ["simple", "grid", "color_grid", "closed", "locate"]
-WITH_PICTURES = [*(task for task in TASKS if task != "words"), *PRACTICE]
+WITH_PICTURES = [*(task for task in TASKS if task != "words"), *EXTRA_TASKS]
 TEXTS = ("<|User|>", "<|Assistant|>")
 
 
@@ -30,7 +36,7 @@ def fingerprint(sample):
     return digest.hexdigest()
 
 
-@pytest.mark.parametrize("task", [*TASKS, *PRACTICE])
+@pytest.mark.parametrize("task", [*TASKS, *EXTRA_TASKS])
 def test_a_sample_depends_on_its_arguments_only(task):
     first = [fingerprint(make_sample(task, "train", index)) for index in range(8)]
     np.random.default_rng(0).random()
