@@ -4,9 +4,12 @@ The plan is made on the host from the tile grids and the mask, both checked; the
 (which also lays out newlines and separators) and one out-of-place scatter, both with a full gradient. An
 in-place ``masked_scatter_`` on a slice would lose the gradient and leave projector and vision tower
 untrained.
+
+The one tile of a picture of the smallest grid holds the same pixels as its global view: the vision tower
+sees them once.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import paddle
@@ -24,11 +27,27 @@ class FusionPlan:
         sources: int64 [image tokens], rows of the features [I * side * side], then the newline, then the
             separator.
         positions: int64 [image tokens], rows of the embeddings flattened from [B, T].
+        lone: int64 [pictures of one tile], where in ``tiles`` that tile stands; its global view is before it.
     """
 
     tiles: np.ndarray
     sources: np.ndarray
     positions: np.ndarray
+    lone: np.ndarray
+
+    def leave_out(self, tiles: np.ndarray, side: int) -> "FusionPlan":
+        """The same places without some of the tiles: each takes its features from the tile before it.
+
+        Args:
+            tiles: int64, where in ``self.tiles`` they stand, none of them first.
+            side: image tokens along one side of a tile.
+        """
+        kept = np.ones(len(self.tiles), bool)
+        kept[tiles] = False
+        # The learned vectors stand behind the features, as rows of one more tile (of two, where side is 1).
+        row_of = np.append(np.cumsum(kept) - 1, kept.sum() + np.arange(2))
+        tile, row = np.divmod(self.sources, side * side)
+        return replace(self, tiles=self.tiles[kept], sources=row_of[tile] * side * side + row)
 
 
 def plan_fusion(spatial_crop: np.ndarray, seq_mask: np.ndarray, max_tiles: int, side: int) -> FusionPlan:
@@ -44,13 +63,15 @@ def plan_fusion(spatial_crop: np.ndarray, seq_mask: np.ndarray, max_tiles: int, 
         ValueError: a sample's mask has another number of image tokens than its grids, or its grids want more
             tiles than the picture tensor has; the message has both numbers.
     """
-    tiles, sources, num_tiles = [], [], 0
+    tiles, sources, lone, num_tiles = [], [], [], 0
     for sample, grids in enumerate(spatial_crop):
         used, wanted = 0, 0
         for width_tiles, height_tiles in grids[grids.all(axis=1)].tolist():
             spans = image_token_sources(width_tiles, height_tiles, side)
             sources.append(np.where(spans < 0, spans, spans + (num_tiles + used) * side * side))
             used += 1 + width_tiles * height_tiles
+            if width_tiles == height_tiles == 1:
+                lone.append(num_tiles + used - 1)
             wanted += len(spans)
         _check_counts(sample, wanted, int(seq_mask[sample].sum()), used, max_tiles)
         tiles.append(sample * max_tiles + np.arange(used))
@@ -60,7 +81,16 @@ def plan_fusion(spatial_crop: np.ndarray, seq_mask: np.ndarray, max_tiles: int, 
     sources = np.where(
         sources == NEWLINE, newline_row, np.where(sources == SEPARATOR, newline_row + 1, sources)
     )
-    return FusionPlan(np.concatenate(tiles), sources, np.flatnonzero(seq_mask))
+    return FusionPlan(np.concatenate(tiles), sources, np.flatnonzero(seq_mask), np.array(lone, np.int64))
+
+
+def equal_to_previous(tiles: paddle.Tensor, which: np.ndarray) -> np.ndarray:
+    """Those of the tiles [I, 3, side, side] named by ``which`` that hold the pixels of the tile before them.
+    Compared, not taken for granted: whoever makes a batch by other means may show a lone tile anything."""
+    if not which.size:
+        return which
+    shown, before = (paddle.gather(tiles, device.to_tensor(index)) for index in (which, which - 1))
+    return which[(shown == before).flatten(start_axis=1).all(axis=1).numpy()]
 
 
 def _check_counts(sample: int, wanted: int, marked: int, used: int, max_tiles: int) -> None:

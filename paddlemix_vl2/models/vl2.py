@@ -32,7 +32,7 @@ from paddlemix_vl2.models.balance import (
 from paddlemix_vl2.models.cache import ModelCache
 from paddlemix_vl2.models.dot_product import segment_visibility
 from paddlemix_vl2.models.engine import PackWhileLoading, accelerate, choose_weights, is_accelerated
-from paddlemix_vl2.models.fusion import place_image_tokens, plan_fusion
+from paddlemix_vl2.models.fusion import equal_to_previous, place_image_tokens, plan_fusion
 from paddlemix_vl2.models.language import (
     DeepseekV2ForCausalLM,
     mask_visibility,
@@ -141,7 +141,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             past_key_values.check_mask(attention_mask)
             visibility, positions = None, past_key_values.next_positions(inputs_embeds.shape[1])
         elif segment_ids is not None:
-            visibility = segment_visibility(segment_ids, self.language.model.num_heads)
+            visibility = segment_visibility(segment_ids)
             positions = segment_positions(segment_ids)
         else:
             if attention_mask is None:
@@ -206,13 +206,18 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
                     "images_seq_mask marks image tokens, but images or images_spatial_crop holds no picture"
                 )
             return embeddings
+        side = self.config.image_tokens_per_side
         plan = plan_fusion(
             images_spatial_crop.numpy(),
             images_seq_mask.astype("bool").numpy(),
             max_tiles=images.shape[1],
-            side=self.config.image_tokens_per_side,
+            side=side,
         )
-        tiles = paddle.gather(images.flatten(stop_axis=1), device.to_tensor(plan.tiles))
+        images = images.flatten(stop_axis=1)
+        tiles = paddle.gather(images, device.to_tensor(plan.tiles))
+        if (twins := equal_to_previous(tiles, plan.lone)).size:
+            plan = plan.leave_out(twins, side)
+            tiles = paddle.gather(images, device.to_tensor(plan.tiles))
         features = self.encode_tiles(tiles)
         return place_image_tokens(embeddings, features, self.image_newline, self.view_seperator, plan)
 

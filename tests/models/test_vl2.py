@@ -5,6 +5,7 @@ import paddle
 import pytest
 from safetensors import safe_open
 
+from paddlemix_vl2.models import vl2
 from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
 
 CASES = ["mha_greedy", "mla_noaux_tc"]
@@ -34,6 +35,37 @@ def test_training_with_labels_builds_no_logits(golden_model, recorded_batch):
     assert model(**recorded_batch).logits is None
     model.eval()
     assert list(model(**recorded_batch).logits.shape) == [2, 1058, 512]
+
+
+def test_a_picture_of_one_tile_is_looked_at_once(golden_model, monkeypatch):
+    """Its global view and its tile are the same pixels: half the work, the same values and gradients."""
+    model = golden_model("mla_greedy")
+    pixels = paddle.randn([1, 1, 3, 384, 384])
+    batch = {
+        "input_ids": paddle.arange(430).unsqueeze(0),
+        "images": pixels.tile([1, 2, 1, 1, 1]),
+        "images_seq_mask": (paddle.arange(430) < 421).unsqueeze(0),
+        "images_spatial_crop": paddle.to_tensor([[[1, 1]]]),
+    }
+    seen, encode = [], model.encode_tiles
+    monkeypatch.setattr(model, "encode_tiles", lambda tiles: seen.append(len(tiles)) or encode(tiles))
+
+    def run():
+        embeddings = model.prepare_inputs_embeds(**batch)
+        (embeddings * paddle.arange(embeddings.size).reshape(embeddings.shape).cos()).sum().backward()
+        gradient = model.vision.patch_embed.proj.weight.grad.numpy()
+        model.clear_gradients()
+        return embeddings.numpy(), gradient
+
+    once = run()
+    monkeypatch.setattr(vl2, "equal_to_previous", lambda tiles, which: which[:0])
+    twice = run()
+    assert seen == [1, 2]
+    assert np.abs(once[0] - twice[0]).max() < 1e-5
+    assert np.abs(once[1] - twice[1]).max() < 1e-4 * np.abs(twice[1]).max()
+    batch["images"][0, 1, 0, 0, 0] += 1
+    monkeypatch.undo()
+    assert not np.array_equal(run()[0][0, 211:421], once[0][0, 211:421]), "another tile is another picture"
 
 
 def test_text_without_pictures(golden_model):
