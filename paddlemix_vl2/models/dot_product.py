@@ -8,6 +8,7 @@ slower), and biases without a batch axis where the batch has no padding.
 
 from dataclasses import dataclass
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 
@@ -18,8 +19,6 @@ from paddlemix_vl2.models.precision import keeps_float32
 HIDDEN_SCORE = -1e30
 # Query rows whose scores exist at once on the CPU: bounds memory at N * 256 * S floats per sequence.
 QUERY_BLOCK = 256
-# Where samples share rows: scores of a whole batch up to so many floats (128 MB) are held at once on the CPU.
-WHOLE_SCORES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,19 @@ class Visibility:
             in the published code its attention is then even over the whole sequence.
         step_bias: for a decode step over the whole cache, float32 [capacity] or (with padding)
             [B, 1, 1, capacity]: 0 where a key is filled and not padding, else ``HIDDEN_SCORE``.
-        segments: int64 [B, S] where rows hold several samples: which one each position is of. A query sees
-            the earlier keys of its own sample.
-        bias: what ``segments`` hide, built once for all layers: float32 [B, 1, T, T] on a GPU; on the CPU
-            [B, N, T, T], since equal shapes are the fast path there, or None where that is too large.
+        runs: where rows hold several samples, on the CPU: the lengths of the samples (and of padding), row
+            after row. A query sees the earlier keys of its own sample.
+        run_biases: of each run, what hides later keys, float32 [L, L]; the same for all layers. None where a
+            run is longer than ``QUERY_BLOCK``.
+        bias: the same on a GPU, float32 [B, 1, T, T]: 0 where a query sees the key, else ``HIDDEN_SCORE``.
     """
 
     start: int = 0
     key_mask: paddle.Tensor | None = None
     padded_rows: int = 0
     step_bias: paddle.Tensor | None = None
-    segments: paddle.Tensor | None = None
+    runs: tuple[int, ...] = ()
+    run_biases: tuple[paddle.Tensor | None, ...] = ()
     bias: paddle.Tensor | None = None
 
 
@@ -81,33 +82,52 @@ def _blocked_attention(queries, keys, values, visibility, scale) -> paddle.Tenso
     Padded sequences go one by one: their biases differ, and a bias that broadcasts over the heads of several
     sequences is slow on the CPU.
     """
+    if visibility.runs:
+        return _run_by_run(queries, keys, values, visibility, scale)
     queries, keys, values = (heads_first(x) for x in (queries, keys, values))
-    if visibility.bias is not None:
-        scores = paddle.matmul(queries, keys, transpose_y=True)
-        weights = biased_softmax(scores, visibility.bias, scale)
-        return heads_first(paddle.matmul(weights, values))
-    mask, segments = visibility.key_mask, visibility.segments
-    if mask is None and segments is None:
+    mask = visibility.key_mask
+    if mask is None:
         return heads_first(_causal_blocks(queries, keys, values, visibility, scale))
-    rows = []
-    for row in range(queries.shape[0]):
-        hidden = {"key_mask": None if mask is None else mask[row]}
-        hidden["segments"] = None if segments is None else segments[row]
-        rows.append(_causal_blocks(queries[row], keys[row], values[row], visibility, scale, **hidden))
+    rows = [
+        _causal_blocks(queries[row], keys[row], values[row], visibility, scale, mask[row])
+        for row in range(queries.shape[0])
+    ]
     return heads_first(paddle.stack(rows))
 
 
-def _causal_blocks(queries, keys, values, visibility, scale, key_mask=None, segments=None) -> paddle.Tensor:
-    """[..., N, T, D] and [..., N, S, D or Dv] -> [..., N, T, Dv]; ``key_mask`` bool and ``segments`` [S]."""
+def _run_by_run(queries, keys, values, visibility, scale) -> paddle.Tensor:
+    """Every sample by itself: of a row of many samples, most scores would be hidden."""
+    batch, length, heads, _ = queries.shape
+    runs, biases = visibility.runs, visibility.run_biases
+    parts = []
+    for x in (queries, keys, values):
+        in_line = heads_first(x.reshape([1, batch * length, heads, -1]))
+        parts.append(paddle.split(in_line, runs, axis=2) if len(runs) > 1 else [in_line])
+    outputs = [
+        _causal_blocks(*run, Visibility(), scale, bias=bias)
+        for run, bias in zip(zip(*parts, strict=True), biases, strict=True)
+    ]
+    output = paddle.concat(outputs, axis=2) if len(outputs) > 1 else outputs[0]
+    return heads_first(output).reshape([batch, length, heads, -1])
+
+
+def _causal_blocks(queries, keys, values, visibility, scale, key_mask=None, bias=None) -> paddle.Tensor:
+    """[..., N, T, D] and [..., N, S, D or Dv] -> [..., N, T, Dv]; ``key_mask`` bool [S], ``bias`` what hides
+    keys of the only block, where it has been built before."""
     blocks = []
     for first in range(0, queries.shape[-2], QUERY_BLOCK):
-        block = queries[..., first : first + QUERY_BLOCK, :]
+        block = _positions(queries, first, first + QUERY_BLOCK)
         position, rows = visibility.start + first, block.shape[-2]
         seen = keys.shape[-2] if first < visibility.padded_rows else position + rows
-        scores = paddle.matmul(block, keys[..., :seen, :], transpose_y=True)
-        bias = causal_bias(position, rows, seen, key_mask, segments)
-        blocks.append(paddle.matmul(biased_softmax(scores, bias, scale), values[..., :seen, :]))
+        scores = paddle.matmul(block, _positions(keys, 0, seen), transpose_y=True)
+        hidden = causal_bias(position, rows, seen, key_mask) if bias is None else bias
+        blocks.append(paddle.matmul(biased_softmax(scores, hidden, scale), _positions(values, 0, seen)))
     return paddle.concat(blocks, axis=-2) if len(blocks) > 1 else blocks[0]
+
+
+def _positions(x: paddle.Tensor, first: int, end: int) -> paddle.Tensor:
+    """``x[..., first:end, :]``; all of them are ``x`` itself, as the gradient of a slice is a copy."""
+    return x if first == 0 and end >= x.shape[-2] else x[..., first:end, :]
 
 
 def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
@@ -132,15 +152,19 @@ def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
     return output[..., :value_dim]
 
 
-def segment_visibility(segments: paddle.Tensor, num_heads: int) -> Visibility:
+def segment_visibility(segments: paddle.Tensor) -> Visibility:
     """Rows of several samples each: ``segments`` [B, T], 0 on padding, 1, 2, ... for the samples."""
-    batch, length = segments.shape
     if device.has_fused_attention():
-        return Visibility(segments=segments, bias=causal_bias(0, length, length, None, segments))
-    if batch * num_heads * length**2 > WHOLE_SCORES:
-        return Visibility(segments=segments)
-    bias = causal_bias(0, length, length, None, segments)
-    return Visibility(segments=segments, bias=bias.expand([-1, num_heads, -1, -1]))
+        length = segments.shape[1]
+        return Visibility(bias=causal_bias(0, length, length, None, segments))
+    runs = []
+    for row in segments.numpy():
+        starts = np.flatnonzero(np.diff(row, prepend=-1))
+        runs.extend(np.diff(starts, append=len(row)).tolist())
+    largest = min(max(runs), QUERY_BLOCK)
+    triangle = np.triu(np.full([largest, largest], HIDDEN_SCORE, np.float32), k=1)
+    biases = (paddle.to_tensor(triangle[:run, :run]) if run <= largest else None for run in runs)
+    return Visibility(runs=tuple(runs), run_biases=tuple(biases))
 
 
 def causal_bias(
@@ -154,7 +178,7 @@ def causal_bias(
 
     Args:
         key_mask: bool [S] of one sequence, bool [B, S] of several, or None without padding.
-        segments: [S] or [B, S], the sample of each position; other samples' keys are hidden.
+        segments: [B, S], the sample of each position; other samples' keys are hidden.
 
     Returns:
         float32 [rows, seen], or [B, 1, rows, seen] for several sequences.
@@ -166,8 +190,7 @@ def causal_bias(
         visible = visible & (seen_keys if key_mask.ndim == 1 else seen_keys.unsqueeze([1, 2]))
     if segments is not None:
         asking, asked = segments[..., position : position + rows].unsqueeze(-1), segments[..., :seen]
-        same = asking == asked.unsqueeze(-2)
-        visible = visible & (same if segments.ndim == 1 else same.unsqueeze(1))
+        visible = visible & (asking == asked.unsqueeze(-2)).unsqueeze(1)
     return (~visible).astype("float32") * HIDDEN_SCORE
 
 
