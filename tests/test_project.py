@@ -154,7 +154,7 @@ def test_files_stay_small():
 MODEL_CONFIGS = sorted((ROOT / "configs" / "model").rglob("*.json"))
 RECIPES = sorted((ROOT / "configs" / "train").rglob("*.yaml"))
 CLUSTER_RECIPES = [path for path in RECIPES if path.parent.name == "clusters"]
-NUM_RECIPES = 10 + 3 * 4  # of the demo; three stages and one with adapters for each published model
+NUM_RECIPES = 11 + 3 * 4  # of the demo; three stages and one with adapters for each published model
 NUM_CLUSTER_RECIPES = 2 * (5 + 4)  # stages 2 and 3 of VL2-Small and VL2
 
 

@@ -15,7 +15,6 @@ from PIL import Image
 from paddlemix_vl2.demo import scenes
 from paddlemix_vl2.demo.drawing import draw_all
 from paddlemix_vl2.demo.questions import (
-    CLOSED,
     EXTRA_KINDS,
     KINDS,
     READING,
@@ -39,18 +38,20 @@ SUBJECTS: dict[str, Callable[[np.random.Generator], Subject]] = {
 }
 TASKS = (*SUBJECTS, "words", "mixed", "caption")
 # Not among TASKS: the demo model's vocabulary is made from those, in their order.
-EXTRA_TASKS = ("simple", "grid", "color_grid", "closed", "locate", "other_language")
+EXTRA_TASKS = ("simple", "grid", "color_grid", "closed", "locate", "ink", "other_language")
 
 _MIXED = {"scene": 0.45, "text": 0.30, "chart": 0.10, "compare": 0.15}
 # extra kind -> what its pictures show
 _EXTRA_SUBJECTS = {"other_language": "scene"}
-# task about scenes -> what makes them, kinds of questions and how often each is asked
-_SCENE_TASKS = {
+# task -> what makes its pictures, kinds of questions and how often each is asked
+_PRACTICE = {
     "grid": (scenes.make_grid, {"describe": 4, "colour": 2, "shape": 2, "position": 2, "ground": 0.4}),
     "color_grid": (scenes.make_color_grid, {"colour": 4, "describe": 1, "position": 2}),
-    # Boxes and sentences are four fifths of what scenes' answers hold; here is nothing but short answers.
-    "closed": (scenes.make_scene, dict.fromkeys(CLOSED, 1)),
+    # Boxes and sentences are four fifths of what scenes' answers hold; here is nothing but short answers, and
+    # two in five are about what is learned last: colours.
+    "closed": (scenes.make_scene, {"colour": 2, "shape": 1, "count": 1, "position": 1}),
     "locate": (scenes.make_scene, {"position": 3, "ground": 1}),
+    "ink": (scenes.make_long_card, {"colour": 3, "read": 1, "read_number": 1, "read_line": 1}),
     "other_language": (scenes.make_scene, {"other_language": 1}),
 }
 _TYPES = {"scene": Scene, "text": TextCard, "chart": Chart, "compare": Pair}
@@ -71,7 +72,7 @@ _WEIGHTS = {
         "read": 3,
         "read_number": 2,
         "read_line": 2,
-        "colour": 1,
+        "colour": 2,
         "ground": 1,
     },
     Chart: {
@@ -100,7 +101,8 @@ def make_sample(task: str, split: str, index: int) -> dict:
             thing or text; "words": what a picture shows is told instead of shown; "grid": scenes of many
             small things; "color_grid": the same, different in colour only; "closed": scenes, asked for
             colour, shape, count and position only; "locate": where things of a scene are;
-            "other_language": questions that are to be answered in the other language.
+            "ink": cards of several words, mostly asked for their colours; "other_language": questions that
+            are to be answered in the other language.
         split: "train" or "test".
 
     Returns:
@@ -115,8 +117,8 @@ def make_sample(task: str, split: str, index: int) -> dict:
     rng = _generator(task, split, index)
     if task == "simple":
         return _make_simple(rng, split)
-    if task in _SCENE_TASKS:
-        make, weights = _SCENE_TASKS[task]
+    if task in _PRACTICE:
+        make, weights = _PRACTICE[task]
         subject = _make_of_split(rng, make, split)
         turns = _ask_turns(rng, subject, weights=weights)
         return {"messages": _messages(turns, draw_all(subject))}

@@ -269,6 +269,14 @@ def make_card(rng: np.random.Generator) -> TextCard:
     return TextCard(size, pick(rng, BACKGROUNDS), tuple(items), _grain(rng))
 
 
+def make_long_card(rng: np.random.Generator) -> TextCard:
+    """A card of more than one word or number: which is meant has to be looked for."""
+    card = make_card(rng)
+    while len(card.items) < 2:
+        card = make_card(rng)
+    return card
+
+
 def _make_item(rng: np.random.Generator, cell: Box) -> TextItem | None:
     """A word or a number near the middle of ``cell`` (left, top, width, height); None if it does not fit."""
     text = pick(rng, WORDS) if rng.random() < 0.6 else str(int(rng.integers(10 ** int(rng.integers(1, 3)))))

@@ -11,8 +11,8 @@ from paddlemix_vl2.demo.scoring import GROUPS, ScoreTable
 
 FOLDER = Path(__file__).parents[2] / "paddlemix_vl2" / "demo" / "checkpoint"
 SAMPLES = 12  # of each kind in each language
-# Its card says 0.88, 0.93 and 0.84; of 12 questions, 0.11 is one standard deviation of the last.
-LEAST = {"closed questions": 0.75, "reading": 0.8, "grounding": 0.55}
+# Its card says 0.92, 0.95 and 0.83; of 12 questions, 0.11 is one standard deviation of the last.
+LEAST = {"closed questions": 0.78, "reading": 0.8, "grounding": 0.55}
 
 
 def test_it_is_small_and_has_a_card():

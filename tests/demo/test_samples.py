@@ -187,6 +187,17 @@ def test_locate_asks_where_things_of_a_scene_are():
         assert len(answers) >= 2
 
 
+def test_ink_asks_for_colours_of_several_words():
+    colors = {*COLORS, *COLORS.values()}
+    answers = []
+    for index in range(60):
+        subject = scenes.make_long_card(np.random.default_rng(index))
+        assert len(subject.items) > 1
+        answers += [message["content"] for message in make_sample("ink", "train", index)["messages"][1::2]]
+    assert 0.3 < np.mean([answer in colors for answer in answers]) < 0.7
+    assert not any("<|det|>" in answer for answer in answers)
+
+
 def test_words_tell_what_is_asked():
     """Every box and every digit of an answer is in what the user says."""
     for index in range(100):
