@@ -153,13 +153,14 @@ def _fused_attention(queries, keys, values, visibility, scale) -> paddle.Tensor:
 
 
 def segment_visibility(segments: paddle.Tensor) -> Visibility:
-    """Rows of several samples each: ``segments`` [B, T], 0 on padding, 1, 2, ... for the samples."""
+    """Rows of several samples each: ``segments`` [B, T], 0 on padding, 1, 2, ... for the samples, each in one
+    piece."""
     if device.has_fused_attention():
         length = segments.shape[1]
         return Visibility(bias=causal_bias(0, length, length, None, segments))
     runs = []
     for row in segments.numpy():
-        starts = np.flatnonzero(np.diff(row, prepend=-1))
+        starts = np.flatnonzero(np.diff(row, prepend=row[0] - 1))
         runs.extend(np.diff(starts, append=len(row)).tolist())
     largest = min(max(runs), QUERY_BLOCK)
     triangle = np.triu(np.full([largest, largest], HIDDEN_SCORE, np.float32), k=1)
