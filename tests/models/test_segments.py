@@ -4,6 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix_vl2 import device
+from paddlemix_vl2.models.dot_product import segment_visibility
 from paddlemix_vl2.models.language import segment_positions
 
 CASES = ["mha_greedy", "mla_greedy", "mla_group_limited_yarn", "mla_noaux_tc"]
@@ -48,6 +50,13 @@ def packed(samples, padding: int) -> dict:
 def test_positions_begin_anew():
     segment_ids = paddle.to_tensor([[0, 0, 1, 1, 1, 2], [1, 2, 2, 3, 3, 3]])
     assert segment_positions(segment_ids).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 2]]
+
+
+@pytest.mark.parametrize("first", [0, -1, 7])
+def test_every_piece_of_a_row_is_a_run(first, monkeypatch):
+    monkeypatch.setattr(device, "has_fused_attention", lambda: False)
+    segment_ids = paddle.to_tensor([[first, first, 1, 1, 1, 2], [1, 2, 2, 3, 3, 3]])
+    assert segment_visibility(segment_ids).runs == (2, 3, 1, 1, 2, 3)
 
 
 @pytest.mark.parametrize("case", CASES)

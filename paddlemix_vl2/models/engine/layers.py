@@ -136,7 +136,7 @@ REPLACEMENTS: dict[type, type] = {
 
 def attend(queries, keys, values, visibility, scale: float) -> paddle.Tensor:
     """``causal_attention``; rows with padding or several samples take Paddle's operators."""
-    if visibility.key_mask is None and visibility.bias is None and not visibility.runs:
+    if visibility.key_mask is None and not visibility.runs:
         return kernels.attention(queries, keys, values, scale, visibility.start)
     return causal_attention(queries, keys, values, visibility, scale)
 
