@@ -50,6 +50,7 @@ class DeepseekVLV2Output(ModelOutput):
     """Attributes:
     loss: float32 scalar where labels were given: the next-token loss. In training its gradient is that of
         ``loss + aux_loss``.
+    next_token_loss: the same value without the gradient of ``aux_loss``.
     aux_loss: float32 scalar in training with labels: the balance losses of all layers times their weight.
     logits: [B, T, V]; None in training with labels, where they are never built as a whole.
     past_key_values: the cache that was passed in, now longer.
@@ -63,6 +64,7 @@ class DeepseekVLV2Output(ModelOutput):
     hidden_states: tuple[paddle.Tensor, ...] | None = None
     routings: tuple | None = None
     aux_loss: paddle.Tensor | None = None
+    next_token_loss: paddle.Tensor | None = None
 
 
 class DeepseekVLV2ForCausalLM(PretrainedModel):
@@ -155,11 +157,11 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             output_hidden_states=output_hidden_states,
         )
         head = self.language.lm_head
-        loss, aux_loss = None, None
+        loss, aux_loss, next_token = None, None, None
         if return_logits is None:
             return_logits = labels is None or not self.training
         if labels is not None:
-            loss = next_token_loss(output.hidden, labels, head)
+            loss = next_token = next_token_loss(output.hidden, labels, head)
             aux_loss = self._balance_loss(output.routings, segment_ids, labels.shape)
             if aux_loss is not None and not aux_loss.stop_gradient:
                 loss = AddAuxiliaryLoss.apply(loss, aux_loss)
@@ -170,6 +172,7 @@ class DeepseekVLV2ForCausalLM(PretrainedModel):
             hidden_states=output.hidden_states or None,
             routings=output.routings or None,
             aux_loss=aux_loss,
+            next_token_loss=next_token,
         )
         return result if return_dict else result.to_tuple()
 

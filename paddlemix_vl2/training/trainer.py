@@ -134,15 +134,13 @@ class VL2Trainer(Trainer):
         by_tokens = meta.num_supervised * processes / max(self._step_supervised, 1)
         self.router.add(output.routings or (), inputs["segment_ids"])
         by_samples = meta.num_samples * processes / self._step_samples
-        loss = output.loss * by_tokens
+        loss = output.next_token_loss * by_tokens
         balance = self._batch_balance(output.routings, inputs["segment_ids"])
-        if output.aux_loss is not None:  # output.loss brings its gradient, with the factor of the tokens
+        if output.aux_loss is not None:
             per_sample = self.model.config.language_config.seq_aux
-            balance = balance + output.aux_loss * (
-                (by_samples if per_sample else 1 / accumulation) - by_tokens
-            )
+            balance = balance + output.aux_loss * (by_samples if per_sample else 1 / accumulation)
         if isinstance(balance, paddle.Tensor):
-            loss = loss + balance - balance.detach()
+            loss = loss + (balance - balance.detach())
         return loss
 
     def _batch_balance(self, routings, segment_ids) -> paddle.Tensor | float:
