@@ -8,18 +8,23 @@ Prints the same answer as single_image_infer.py: chunks change how much memory t
 prompt take, not what is computed. Smaller chunks take less memory and more time.
 """
 
-import inference_cli
-import processes
+import sys
+
+try:
+    from paddlemix_vl2.cli import inference
+except ModuleNotFoundError as error:
+    todo = "in the repository run: make demo && source .venv/bin/activate"
+    print(f"error: {error.name} is not installed; {todo}", file=sys.stderr)
+    sys.exit(2)
+
 
 CHUNK_SIZE = 512
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = inference_cli.make_parser(__doc__)
-    parser.add_argument("--image_file", required=True, metavar="FILE", help="the picture")
-    parser.set_defaults(chunk_size=CHUNK_SIZE)
-    return inference_cli.run(parser, argv, lambda arguments: [arguments.image_file])
+def main(argv=None):
+    add_pictures = inference.add_one_picture
+    return inference.main(argv, description=__doc__, add_pictures=add_pictures, chunk_size=CHUNK_SIZE)
 
 
 if __name__ == "__main__":
-    processes.leave(main())
+    sys.exit(main())

@@ -9,35 +9,19 @@ picture belongs; without it they come first, one after the other. More than two 
 local tiles, as the published models were trained.
 """
 
-import inference_cli
-import processes
+import sys
 
-NUMBERED = ("image_file_1", "image_file_2", "image_file_3")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = inference_cli.make_parser(__doc__)
-    parser.add_argument(
-        "--image_files", nargs="+", default=[], metavar="FILE", help="the pictures, any number"
-    )
-    for name in NUMBERED:
-        parser.add_argument(f"--{name}", metavar="FILE", help="one picture; behind those of --image_files")
-    parser.add_argument(
-        "--draw_on",
-        type=inference_cli.positive,
-        metavar="N",
-        help="picture for the boxes, from 1 (default: the last)",
-    )
-    return inference_cli.run(parser, argv, list_pictures)
+try:
+    from paddlemix_vl2.cli import inference
+except ModuleNotFoundError as error:
+    todo = "in the repository run: make demo && source .venv/bin/activate"
+    print(f"error: {error.name} is not installed; {todo}", file=sys.stderr)
+    sys.exit(2)
 
 
-def list_pictures(arguments) -> list[str]:
-    numbered = [getattr(arguments, name) for name in NUMBERED]
-    pictures = arguments.image_files + [file for file in numbered if file is not None]
-    if not pictures:
-        raise ValueError("no picture; give --image_files FILE FILE ... or --image_file_1 FILE and so on")
-    return pictures
+def main(argv=None):
+    return inference.main(argv, description=__doc__, add_pictures=inference.add_several_pictures)
 
 
 if __name__ == "__main__":
-    processes.leave(main())
+    sys.exit(main())

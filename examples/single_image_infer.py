@@ -11,15 +11,19 @@ and give a file for the picture with the boxes:
         --question "Locate <|ref|>the red circle<|/ref|> in the given image."
 """
 
-import inference_cli
-import processes
+import sys
+
+try:
+    from paddlemix_vl2.cli import inference
+except ModuleNotFoundError as error:
+    todo = "in the repository run: make demo && source .venv/bin/activate"
+    print(f"error: {error.name} is not installed; {todo}", file=sys.stderr)
+    sys.exit(2)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = inference_cli.make_parser(__doc__)
-    parser.add_argument("--image_file", required=True, metavar="FILE", help="the picture")
-    return inference_cli.run(parser, argv, lambda arguments: [arguments.image_file])
+def main(argv=None):
+    return inference.main(argv, description=__doc__, add_pictures=inference.add_one_picture)
 
 
 if __name__ == "__main__":
-    processes.leave(main())
+    sys.exit(main())

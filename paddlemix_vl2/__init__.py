@@ -3,20 +3,23 @@ is quick."""
 
 import importlib
 
-from paddlemix_vl2.device import tune_process
+from paddlemix_vl2.process_tuning import enable_fast_mkl
 
 __version__ = "0.1.0"
 
-tune_process()
+enable_fast_mkl()  # MKL reads the setting when Paddle loads it
 
 _PUBLIC = {
-    "DeepseekVLV2Config": "paddlemix_vl2.configuration",
-    "DeepseekVLV2ForCausalLM": "paddlemix_vl2.models.vl2",
-    "DeepseekVLV2Processor": "paddlemix_vl2.processing.processor",
+    "AutoConfig": "paddlemix_vl2.auto",
+    "AutoModelForCausalLM": "paddlemix_vl2.auto",
+    "AutoProcessor": "paddlemix_vl2.auto",
+    "DeepseekVLV2Config": "paddlemix_vl2.config.deepseek_vl2",
+    "DeepseekVLV2ForCausalLM": "paddlemix_vl2.models.families.deepseek_vl2",
+    "DeepseekVLV2Processor": "paddlemix_vl2.processing.deepseek_vl2",
     "TextIteratorStreamer": "paddlemix_vl2.generation.streaming",
     "TextStreamer": "paddlemix_vl2.generation.streaming",
-    "parse_boxes": "paddlemix_vl2.generation.grounding",
-    "draw_boxes": "paddlemix_vl2.generation.grounding",
+    "parse_boxes": "paddlemix_vl2.processing.boxes",
+    "draw_boxes": "paddlemix_vl2.figures.boxes",
 }
 
 __all__ = ["__version__", *_PUBLIC]

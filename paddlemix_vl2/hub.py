@@ -1,14 +1,20 @@
 """Where a checkpoint is: a local folder, or a name on the Hugging Face hub that is downloaded once."""
 
+import os
 import re
 from pathlib import Path
 
+# Of a checkpoint folder, as published.
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "processor_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 # What this package reads, and nothing else of a repository (its pictures, other weight formats, code).
-_FILES = [
-    "config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
+CHECKPOINT_FILES = [
+    CONFIG_FILE,
+    PROCESSOR_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     "*.safetensors",
     "*.safetensors.index.json",
@@ -16,7 +22,7 @@ _FILES = [
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-def resolve_checkpoint(path_or_name: str | Path) -> Path:
+def resolve_checkpoint(path_or_name: str | os.PathLike) -> Path:
     """The folder of a checkpoint: ``path_or_name`` itself, or the local copy of a hub repository such as
     ``deepseek-ai/deepseek-vl2-tiny``, downloaded where it is not there yet.
 
@@ -44,7 +50,7 @@ def _download(name: str) -> str:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return snapshot_download(name, allow_patterns=_FILES)
+        return snapshot_download(name, allow_patterns=CHECKPOINT_FILES)
     except GatedRepoError:
         reason = "access to this repository must be requested on its page; then set HF_TOKEN"
     except RepositoryNotFoundError:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# Recorded outputs are float32: kernels in 16 bits are for tests/models/engine, which switches them on. Set
-# here and not in a fixture, so that programs that the tests start see it too.
+# Recorded outputs are float32: kernels in 16 bits are for tests/models/cpu_backend, which switches them on.
+# Set here and not in a fixture, so that programs that the tests start see it too.
 os.environ.setdefault("PADDLEMIX_VL2_KERNELS", "0")
 
 TESTS = Path(__file__).parent
@@ -68,7 +68,7 @@ def small_config() -> dict:
 
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory) -> Path:
-    """A model of a few thousand parameters, with the drawn data set's tokenizer: ``config.json`` and the
+    """A model of a few thousand parameters, with the synthetic data's tokenizer: ``config.json`` and the
     processor's files."""
     from paddlemix_vl2 import DeepseekVLV2Processor
     from paddlemix_vl2.demo.tokenizer import build_tokenizer, collect_texts
@@ -85,21 +85,21 @@ def small_folder(tmp_path_factory) -> Path:
 def denormals_stay():
     """Training flushes them, and would do so for the rest of this process, where other tests look at small
     numbers."""
-    from paddlemix_vl2 import device
+    from paddlemix_vl2 import process_tuning
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(device, "flush_denormals", lambda: False)
+        patch.setattr(process_tuning, "flush_denormals", lambda: False)
         yield
 
 
 @pytest.fixture(scope="session")
 def small_recipe(small_folder) -> dict:
-    """Values of a recipe that trains the small model from nothing on drawn pictures."""
+    """Values of a recipe that trains the small model from scratch on synthetic pictures."""
     return {
         "model_config": str(small_folder / "config.json"),
         "processor_path": str(small_folder),
         "vision": {"mode": "full"},
-        "train_dataset": [{"format": "drawn", "task": "mixed"}, {"format": "drawn", "task": "words"}],
+        "train_dataset": [{"format": "synthetic", "task": "mixed"}, {"format": "synthetic", "task": "words"}],
         "max_seq_length": 320,
         "max_steps": 2,
         "per_device_train_batch_size": 2,
@@ -134,7 +134,7 @@ def assert_trained_alike():
 def load_tool():
     """``load_tool("benchmark")`` is that script of ``tools``, outside the package, as a module."""
     tools = TESTS.parent / "tools"
-    sys.path.insert(0, str(tools))  # what stands beside a script is found when it runs as one
+    sys.path.insert(0, str(tools))  # a script finds the files beside it when it runs
 
     def load(name: str):
         spec = importlib.util.spec_from_file_location(name, tools / f"{name}.py")
@@ -161,7 +161,7 @@ def demo_model():
     """In float32, on Paddle's operators."""
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM
 
-    return DeepseekVLV2ForCausalLM.from_pretrained(DEMO, dtype="float32", engine="eager", progress=False)
+    return DeepseekVLV2ForCausalLM.from_pretrained(DEMO, dtype="float32", backend="paddle", progress=False)
 
 
 @pytest.fixture(scope="session")
@@ -255,9 +255,10 @@ def alone(demo_model, demo_processor):
 @pytest.fixture
 def native(monkeypatch):
     """The CPU kernels, which the other tests go without; skips where this machine cannot have them."""
-    from paddlemix_vl2.models.engine import build, conversion
+    from paddlemix_vl2.kernels import build
+    from paddlemix_vl2.models.cpu_backend import choice
 
     monkeypatch.delenv(build.SWITCH_VARIABLE, raising=False)
-    problem = conversion.kernels_problem()
+    problem = choice.kernels_problem()
     if problem:
         pytest.skip(f"no kernels here: {problem}")

@@ -6,6 +6,7 @@ import doctest
 import importlib
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -14,41 +15,28 @@ import pytest
 import yaml
 
 import paddlemix_vl2
-from paddlemix_vl2.configuration import DeepseekVLV2Config
-from paddlemix_vl2.training.cluster import PAPER_RUNS, Cluster, plan_cluster
-from paddlemix_vl2.training.memory import Division
-from paddlemix_vl2.training.plan import describe
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
+from paddlemix_vl2.planning.cluster import PAPER_RUNS, Cluster, plan_cluster
+from paddlemix_vl2.planning.dry_run import describe
 from paddlemix_vl2.training.recipe import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "paddlemix_vl2"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-SHARED = {"configuration", "image_layout", "device", "hub", "costs", "keys"}
-# What each part of the package may import of it. A new part needs a row.
-MAY_IMPORT = {
-    "image_layout": set(),
-    "device": set(),
-    "hub": set(),
-    "keys": set(),
-    "configuration": {"image_layout"},
-    "costs": {"configuration"},
-    "memory": {"configuration", "checkpoints"},
-    "processing": SHARED,
-    "checkpoints": SHARED,
-    "generation": SHARED,
-    "demo": {"configuration", "image_layout", "processing", "generation"},
-    "data": {"configuration", "image_layout", "keys", "processing", "generation", "demo"},
-    "models": SHARED | {"checkpoints", "generation"},
-    "evaluation": {"data", "generation", "keys", "processing"},
-    "answering": {"processing", "generation", "models"},
-    "server": SHARED | {"answering", "processing", "generation"},
-    "web": {"processing", "generation"},
-    "figures": SHARED | {"processing", "models", "training"},
-    "distributed": {"checkpoints", "models"},
-    "training": SHARED | {"distributed", "checkpoints", "data", "models", "processing"},
-    "__init__": {"device"},
-}
+# Imports point upwards only: a part may import what stands in a line above its own.
+LAYERS = (
+    {"files", "hub", "device", "process_tuning", "layouts", "deprecation"},
+    {"config", "generation", "kernels"},
+    {"checkpoints", "processing"},
+    {"models", "demo"},
+    {"data", "serving", "figures", "distributed"},
+    {"web", "evaluation", "server", "training"},
+    {"planning", "auto"},
+    {"cli"},
+    {"__init__"},
+)
+LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 
 
 def relative(path):
@@ -56,7 +44,7 @@ def relative(path):
 
 
 def part_of(path):
-    """The part of the package that a file belongs to: ``models`` for ``paddlemix_vl2/models/moe.py``."""
+    """The part of the package that a file belongs to: ``models`` for ``models/moe/layer.py``."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
@@ -91,13 +79,39 @@ def test_the_import_reader_sees_every_form(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_imports_point_one_way(path):
     own = part_of(path)
-    assert own in MAY_IMPORT, f"{own}: say in MAY_IMPORT what it may import"
+    assert own in LAYER_OF, f"{own}: say in LAYERS where it stands"
     names = [name.split(".") for name in imported_names(path)]
     parts = {name[1] if len(name) > 1 else "__init__" for name in names if name[0] == "paddlemix_vl2"}
-    assert parts - {own} <= MAY_IMPORT[own], (
-        f"{own} must not import {sorted(parts - {own} - MAY_IMPORT[own])}"
-    )
+    above = {part for part in parts - {own} if LAYER_OF[part] >= LAYER_OF[own]}
+    assert not above, f"{own} must not import {sorted(above)}"
     assert not {name[0] for name in names} & {"examples", "tools", "tests"}
+
+
+def imported_files(path):
+    """The package's own files that a file imports."""
+    for name in imported_names(path):
+        parts = name.split(".")
+        for end in (len(parts), len(parts) - 1):  # a module, or a name in one
+            base = ROOT.joinpath(*parts[:end])
+            found = [file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()]
+            if found and parts[0] == "paddlemix_vl2":
+                yield found[0]
+                break
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    imports = {path: set(imported_files(path)) - {path} for path in SOURCES}
+    finished: set[Path] = set()
+
+    def visit(path, way):
+        assert path not in way, " -> ".join(relative(step) for step in [*way[way.index(path) :], path])
+        if path not in finished:
+            for target in imports[path]:
+                visit(target, [*way, path])
+            finished.add(path)
+
+    for path in SOURCES:
+        visit(path, [])
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if part_of(path) == "models"], ids=relative)
@@ -140,22 +154,122 @@ def test_the_package_prints_nothing(path):
     assert not [call.lineno for call in calls if getattr(call.func, "id", None) == "print"]
 
 
+def python_files():
+    folders = ("paddlemix_vl2", "examples", "tools", "tests")
+    return sorted(path for part in folders for path in (ROOT / part).rglob("*.py"))
+
+
 def test_files_stay_small():
-    files = [
-        path
-        for part in ("paddlemix_vl2", "examples", "tools", "tests")
-        for path in (ROOT / part).rglob("*.py")
-    ]
+    files = python_files()
     assert len(files) > 40, "the search found too little"
     lengths = {relative(path): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
-    assert {name: length for name, length in lengths.items() if length > 450} == {}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    of_package = [length for name, length in lengths.items() if name.startswith("paddlemix_vl2/")]
+    assert statistics.median(of_package) <= 150
+
+
+def test_functions_stay_small():
+    """With their docstrings, which describe more than the code does."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef
+    lengths = {
+        f"{relative(path)}:{node.name}": node.end_lineno - node.lineno + 1 - docstring_lines(node)
+        for path in python_files()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, kinds)
+    }
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
+def docstring_lines(node):
+    first = node.body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(getattr(first, "value", None), ast.Constant)
+    return first.end_lineno - first.lineno + 1 if is_docstring else 0
+
+
+# Attributes that Paddle and Python mean to be set on the objects of others.
+SET_BY_CONVENTION = {"stop_gradient", "grad", "name", "showwarning"}
+# Objects that are filled by whoever holds them: the own one, a PyLayer's context, a command's flags.
+OPEN_OBJECTS = {"self", "cls", "ctx", "arguments"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_object_gets_attributes_from_outside(path):
+    """What an object has, its constructor and its own methods say; a value that a function has just made may
+    be filled where it is made."""
+    found = [
+        f"line {node.lineno}: {ast.unparse(node)}"
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in attributes_set(function)
+        if node.attr not in SET_BY_CONVENTION and not made_here(function, node.value)
+    ]
+    assert found == []
+
+
+def attributes_set(function):
+    """Attributes that a function assigns, except its own object's."""
+    for node in ast.walk(function):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign):
+            continue
+        for target in targets:
+            for part in ast.walk(target):
+                if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+                    owner = part.value
+                    if not (isinstance(owner, ast.Name) and owner.id in OPEN_OBJECTS):
+                        yield part
+
+
+def made_here(function, owner):
+    """Whether the object is the result of a call in the same function."""
+    if not isinstance(owner, ast.Name):
+        return False
+    made = set()
+    for node in ast.walk(function):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            made |= {
+                name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)
+            }
+        if isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
+            made.add(node.optional_vars.id)
+    return owner.id in made
+
+
+# Words of earlier releases that the field does not use, and what it says; CONTRIBUTING.md has the glossary.
+OLD_NAMES = (
+    *("Visibility", "HIDDEN_SCORE", "step_bias", "run_biases", "heads_first", "way_back", "AttendStep"),
+    *("TokenDropping", "MOST_[A-Z]+", "LONGEST_[A-Z]+", "LEAST_[A-Z]+", "FEWEST_[A-Z]+", "SMALLEST_[A-Z]+"),
+    *("roomy_capacity", "RunningBatch", "AnswerService", "newcomer", "Outline", "OutlinedParameter"),
+    *("Placement", "Division", "sum_over_blocks", "sum_over_copies", "Writers", "ALONE", "leave_out"),
+    *("ExchangingDispatcher", "ReplicatedDispatcher", "RouterLoads", "batch_total", "too_long", "TooLong"),
+    *("supervise", "num_supervised", "balance_devices", "mixture layers?", "from nothing"),
+)
+WITH_OLD_NAMES = {
+    "paddlemix_vl2/deprecation.py",
+    "tests/test_deprecation.py",
+    "tests/test_project.py",
+    "tests/cli/test_program.py",
+    "tests/cli/test_train.py",
+    "CHANGELOG.md",
+}
+
+
+def test_old_names_are_in_the_deprecation_table_only():
+    pattern = re.compile(rf"\b_?(?:{'|'.join(OLD_NAMES)})\b")
+    texts = [*python_files(), *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *RECIPES]
+    found = {}
+    for path in texts:
+        if relative(path) not in WITH_OLD_NAMES:
+            names = sorted(set(pattern.findall(path.read_text(encoding="utf-8"))))
+            found |= {relative(path): names} if names else {}
+    assert found == {}
 
 
 MODEL_CONFIGS = sorted((ROOT / "configs" / "model").rglob("*.json"))
 RECIPES = sorted((ROOT / "configs" / "train").rglob("*.yaml"))
 CLUSTER_RECIPES = [path for path in RECIPES if path.parent.name == "clusters"]
 NUM_RECIPES = 11 + 3 * 4  # of the demo; three stages and one with adapters for each published model
-NUM_CLUSTER_RECIPES = 2 * (5 + 4)  # stages 2 and 3 of VL2-Small and VL2
+NUM_CLUSTER_RECIPES = 9 + 2  # stages 2 and 3 of VL2-Small and, where there are enough nodes, of VL2
 
 
 def test_all_configs_are_found():
@@ -207,7 +321,7 @@ def test_the_recipes_have_the_papers_figures(model, stage):
     assert arguments.language.mode == ("frozen" if stage == 1 else "full")
     assert arguments.vision.mode == arguments.projector.mode == "full"
     assert arguments.packing is (stage > 1)
-    assert arguments.supervise == ("answers" if stage == 3 else "text")
+    assert arguments.train_on == ("completions" if stage == 3 else "all")
     assert arguments.aux_loss_alpha == (1e-4 if model == "base" else 1e-3)
     assert arguments.bias_update_speed == (0.001 if (model, stage) == ("base", 2) else 0)
     assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay) == (0.9, 0.95, 0.1)
@@ -216,7 +330,7 @@ def test_the_recipes_have_the_papers_figures(model, stage):
 
 @pytest.mark.parametrize("path", CLUSTER_RECIPES, ids=relative)
 def test_recipes_for_clusters_change_no_more_than_the_degrees(path):
-    """The batch is the paper's on that many nodes, and what does not fit into an A100 is said to be so."""
+    """The batch is the paper's on that many nodes, and it fits into an A100."""
     text = path.read_text(encoding="utf-8")
     changes = yaml.safe_load(text)
     model, stage, nodes = re.fullmatch(r"(small|base)_stage([23])_(\d+)nodes?", path.stem).groups()
@@ -226,11 +340,9 @@ def test_recipes_for_clusters_change_no_more_than_the_degrees(path):
     experts = changes.pop("expert_parallel_degree")
     assert changes.keys() == {"gradient_accumulation_steps"}
     arguments = load_recipe(base, [f"{key}={value}" for key, value in changes.items()])
-    plan = plan_cluster(arguments, Cluster(int(nodes)), Division(experts))
+    plan = plan_cluster(arguments, Cluster(int(nodes)), experts)
     assert plan.rows == PAPER[model][int(stage) - 1][2]
-    stated = re.search(r"^# Memory: (\d+) GB", text, re.MULTILINE)
-    needed = sum(plan.memory.values()) / 1e9
-    assert int(stated[1]) == round(needed) if stated else needed < 80
+    assert sum(plan.memory.values()) < 80e9
 
 
 def _missing(written, read, place=""):

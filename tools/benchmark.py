@@ -3,14 +3,15 @@
     python tools/make_random_checkpoint.py tiny /tmp/tiny
     python tools/benchmark.py /tmp/tiny --tiles 5 --prompt_tokens 1263
 
-prints load time, vision time per tile, prefill and decode speed and peak memory, each with its floor: the
-operations (or bytes) that it needs by arithmetic, at the speed of a large matrix product (or a large read) on
-the same machine. Timings are medians of ``--repeats``. A matrix product is timed before each of them, and
-``x floor`` is the median of the ratios of such neighbours, which holds when the machine's speed drifts.
+prints load time, vision time per tile, prefill and decode speed and peak memory, each with its hardware
+limit: the seconds that its operations (or bytes), counted by arithmetic, take at the speed of a large matrix
+product (or a large read) on the same machine. Timings are medians of ``--repeats``. A matrix product is timed
+before each of them, and ``x limit`` is the median of the ratios of such neighbours, which holds when the
+machine's speed drifts.
 
-``--against transformers`` times the parts that the transformers library has (SigLIP's tower; DeepSeek-V2 with
-multi-head latent attention) on the same geometry and as many threads, in turns with ours. It needs torch and
-transformers, here or in the environment of ``--peer_python``.
+``--against transformers`` times the parts that the transformers library has (its SigLIP; DeepSeek-V2 with
+multi-head latent attention) on the same geometry and as many threads, interleaved with ours. It needs torch
+and transformers, here or in the environment of ``--peer_python``.
 """
 
 import argparse
@@ -25,15 +26,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from command_line import OneLineParser, exit_code
 
 # Before Paddle itself: MKL's fast path on AMD has to be asked for first.
-from paddlemix_vl2 import DeepseekVLV2ForCausalLM, costs
-from paddlemix_vl2.configuration import DeepseekVLV2Config
-from paddlemix_vl2.device import check_compute_dtype, is_gpu, physical_cores, resolve_dtype, set_device
+from paddlemix_vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.cli.arguments import OneLineParser, add_backend_flag
+from paddlemix_vl2.cli.program import exit_code
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
+from paddlemix_vl2.device import check_compute_dtype, is_gpu, resolve_dtype, set_device
 from paddlemix_vl2.generation.decoding import check_lengths
 from paddlemix_vl2.hub import resolve_checkpoint
-from paddlemix_vl2.models.engine import choose_weights, kernels
+from paddlemix_vl2.kernels import ops
+from paddlemix_vl2.models.cpu_backend import choose_weights
+from paddlemix_vl2.planning import flops as costs
+from paddlemix_vl2.process_tuning import physical_cores
 
 # isort: split
 import paddle
@@ -58,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("model_path", type=Path, help="checkpoint folder; a random one will do")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16 or int8")
-    parser.add_argument("--engine", default="auto", help="auto, eager or native")
+    add_backend_flag(parser)
     parser.add_argument("--tiles", type=int, default=5, help="views that go through the vision tower")
     parser.add_argument("--prompt_tokens", type=int, default=1263)
     parser.add_argument("--new_tokens", type=int, default=16, help="at least 2")
@@ -80,14 +85,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @paddle.no_grad()
 def run(arguments: argparse.Namespace) -> dict:
-    """The report: seconds, bytes, and how many times the floor each step takes."""
+    """The report: seconds, bytes, and how many times the hardware limit each step takes."""
     language = DeepseekVLV2Config.from_json(resolve_checkpoint(arguments.model_path)).language_config
-    weights = choose_weights(arguments.dtype, arguments.engine)
+    weights = choose_weights(arguments.dtype, arguments.backend)
     if weights is None:
         check_compute_dtype(resolve_dtype(arguments.dtype))
     check_lengths(arguments.prompt_tokens, arguments.new_tokens, None, language.max_sequence_length)
     started = time.perf_counter()
-    model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, arguments.dtype, arguments.engine)
+    model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, arguments.dtype, arguments.backend)
     load, load_peak = time.perf_counter() - started, peak_memory()
     with Peer(arguments) as peer:
         steps = {
@@ -160,8 +165,8 @@ def time_vision(model, arguments, weights: str | None, peer: Peer | None = None)
     pixels = paddle.rand([arguments.tiles, 3, side, side]) * 2 - 1
     flops = costs.vision_flops(model.config, arguments.tiles)
     product = square_product(weights or model.weight_dtype)
-    step = lambda: model.encode_tiles(pixels)  # noqa: E731
-    return time_beside_floor(step, flops, product, arguments.repeats, asked(peer, "vision"))
+    step = lambda: model.encode_views(pixels)  # noqa: E731
+    return time_beside_limit(step, flops, product, arguments.repeats, asked(peer, "vision"))
 
 
 def time_prefill(model, arguments, weights: str | None, peer: Peer | None = None) -> dict:
@@ -169,7 +174,7 @@ def time_prefill(model, arguments, weights: str | None, peer: Peer | None = None
     flops = costs.prefill_flops(model.config.language_config, arguments.prompt_tokens)
     product = square_product(weights or model.weight_dtype)
     step = lambda: model.prefill(batch, capacity)[0]  # noqa: E731
-    return time_beside_floor(step, flops, product, arguments.repeats, asked(peer, "prefill"))
+    return time_beside_limit(step, flops, product, arguments.repeats, asked(peer, "prefill"))
 
 
 def asked(peer: Peer | None, step: str):
@@ -178,7 +183,7 @@ def asked(peer: Peer | None, step: str):
 
 
 def time_decode(model, arguments, weights: str | None, peer: Peer | None = None) -> dict:
-    """Steps behind the prompt; the floor is to read weights and cache once, at the speed that follows."""
+    """Steps behind the prompt; the limit is to read weights and cache once, at the speed measured then."""
     batch, capacity = prompt(model, arguments)
     _, cache = model.prefill(batch, capacity)
     token = paddle.to_tensor([[5]])
@@ -189,12 +194,12 @@ def time_decode(model, arguments, weights: str | None, peer: Peer | None = None)
     cached = 4 if weights is None and model.weight_dtype == "float32" else 2
     itemsize = {"bfloat16": 2, "int8": 1}.get(weights, cached)
     length = arguments.prompt_tokens + arguments.new_tokens
-    floor = costs.decode_bytes(model.config.language_config, length, itemsize, cached) / bandwidth
+    limit = costs.decode_bytes(model.config.language_config, length, itemsize, cached) / bandwidth
     return {
         "seconds": median,
         "fastest": min(seconds),
-        "floor_seconds": floor,
-        "times_floor": median / floor,
+        "limit_seconds": limit,
+        "times_limit": median / limit,
         "peer_seconds": asked(peer, "decode")(),
         "bytes_per_second": bandwidth,
         "peak_bytes": peak,
@@ -207,29 +212,29 @@ def square_product(dtype: str):
     if dtype == "float32" or is_gpu():
         x = x.astype(dtype)
         return lambda: paddle.matmul(x, x)[:1]
-    packed = kernels.pack(x)
-    return lambda: kernels.linear(x, packed)[:1]
+    packed = ops.pack(x)
+    return lambda: ops.linear(x, packed)[:1]
 
 
-def time_beside_floor(compute, flops: int, product, repeats: int, ask_peer=lambda: None) -> dict:
-    """Run ``compute`` several times, each run behind a ``product`` that tells the machine's speed then, and
+def time_beside_limit(compute, flops: int, product, repeats: int, ask_peer=lambda: None) -> dict:
+    """Run ``compute`` several times, each run behind a ``product`` that measures the machine's speed, and
     before the peer's run of the same step."""
     timed(compute)  # touches memory and makes tables for the first time
     ask_peer()
-    seconds, floors, others = [], [], []
+    seconds, limits, others = [], [], []
     for _ in range(repeats):
         fastest = min(timed(product) for _ in range(3))
-        floors.append(flops * fastest / (2 * MATMUL_SIZE**3))
+        limits.append(flops * fastest / (2 * MATMUL_SIZE**3))
         seconds.append(timed(compute))
         others.append(ask_peer())
-    ratios = [taken / floor for taken, floor in zip(seconds, floors, strict=True)]
+    ratios = [taken / limit for taken, limit in zip(seconds, limits, strict=True)]
     return {
         "seconds": statistics.median(seconds),
         "fastest": min(seconds),
-        "floor_seconds": statistics.median(floors),
-        "times_floor": statistics.median(ratios),
+        "limit_seconds": statistics.median(limits),
+        "times_limit": statistics.median(ratios),
         "peer_seconds": None if None in others else statistics.median(others),
-        "flops_per_second": flops / statistics.median(floors),
+        "flops_per_second": flops / statistics.median(limits),
     }
 
 
@@ -286,7 +291,7 @@ def as_text(report: dict) -> str:
     ]
     lines += [
         f"{name:8} {step['seconds']:8.3f} s (fastest {step['fastest']:.3f}), "
-        f"floor {step['floor_seconds']:.3f} s, {step['times_floor']:.2f} x floor; {notes[name]}"
+        f"hardware limit {step['limit_seconds']:.3f} s, {step['times_limit']:.2f} x limit; {notes[name]}"
         + (f"; {report['against']} {step['peer_seconds']:.3f} s" if step["peer_seconds"] else "")
         for name, step in steps.items()
     ]

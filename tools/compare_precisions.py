@@ -2,7 +2,7 @@
 
     python tools/compare_precisions.py paddlemix_vl2/demo/checkpoint --samples 50
 
-reads drawn questions with their right answers (those of examples/evaluate_demo.py) in float32 on Paddle's
+reads synthetic questions with their right answers (those of examples/evaluate_demo.py) in float32 on Paddle's
 operators, then with each kind of ``--weights`` on the CPU kernels, and prints a table: the difference of the
 logits that choose the tokens of the answers, and how many of these tokens would be chosen differently.
 """
@@ -16,9 +16,9 @@ import numpy as np
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
-    from command_line import OneLineParser, exit_code, say  # beside this file
-
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
+    from paddlemix_vl2.cli.arguments import OneLineParser
+    from paddlemix_vl2.cli.program import exit_code, say
     from paddlemix_vl2.demo.questions import KINDS
     from paddlemix_vl2.demo.samples import make_question, prompt_messages
     from paddlemix_vl2.demo.vocabulary import LANGUAGES
@@ -49,15 +49,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     set_device("cpu")
     processor = DeepseekVLV2Processor.from_pretrained(arguments.model_path)
-    reference = logits_of(arguments, processor, "float32", "eager")
+    reference = logits_of(arguments, processor, "float32", "paddle")
     say(f"{sum(map(len, reference))} tokens of {len(reference)} answers")
-    rows = [compare(reference, logits_of(arguments, processor, it, "native")) for it in arguments.weights]
+    rows = [
+        compare(reference, logits_of(arguments, processor, it, "cpu_kernels")) for it in arguments.weights
+    ]
     print("\n".join(as_table(arguments.weights, rows)))
 
 
-def logits_of(arguments: argparse.Namespace, processor, dtype: str, engine: str) -> list[np.ndarray]:
+def logits_of(arguments: argparse.Namespace, processor, dtype: str, backend: str) -> list[np.ndarray]:
     """float32 [A, V] for every question: the logits that choose the A tokens of its answer."""
-    model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, dtype, engine, progress=False)
+    model = DeepseekVLV2ForCausalLM.from_pretrained(arguments.model_path, dtype, backend, progress=False)
     found = []
     with paddle.no_grad():
         for messages, answer in questions(arguments.samples):
@@ -69,7 +71,7 @@ def logits_of(arguments: argparse.Namespace, processor, dtype: str, engine: str)
 
 
 def questions(count: int) -> Iterator[tuple[list[dict], str]]:
-    """Prompts with their right answers, of all kinds and languages in turn."""
+    """Prompts with their right answers, alternating between all kinds and languages."""
     for number in range(count):
         language, index = LANGUAGES[number % len(LANGUAGES)], number // len(LANGUAGES)
         kind = KINDS[index % len(KINDS)]

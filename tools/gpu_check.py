@@ -5,7 +5,7 @@
 
 compares with the recorded outputs of the published implementation (``tests/golden``), compares 16-bit weights
 with float32 on a checkpoint, times it and takes its memory, and writes a report in Markdown to attach to an
-issue; the exit code is 1 where a section failed. The report is written anew after every section, so that one
+issue; the exit code is 1 where a section failed. The report is written again after every section, so that one
 is there whatever happens in the next.
 """
 
@@ -21,6 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -28,17 +29,18 @@ import numpy as np
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
     import benchmark  # beside this file
-    from command_line import OneLineParser, exit_code
 
     import paddlemix_vl2
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
-    from paddlemix_vl2.configuration import DeepseekVLV2Config
+    from paddlemix_vl2.cli.arguments import OneLineParser
+    from paddlemix_vl2.cli.program import exit_code
+    from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
+    from paddlemix_vl2.files import write_text
     from paddlemix_vl2.generation.decoding import check_lengths
     from paddlemix_vl2.hub import resolve_checkpoint
 
     # isort: split
     import paddle
-    import paddlenlp
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -133,9 +135,7 @@ def save(output: Path, texts: dict[str, list[str]]) -> None:
     lines = ["# GPU check of paddlemix_vl2"]
     for title, text in texts.items():
         lines += ["", f"## {title}", "", *text]
-    temporary = output.with_name(f".{output.name}.partial")
-    temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    os.replace(temporary, output)
+    write_text(output, "\n".join(lines) + "\n")
 
 
 def in_one_line(error: Exception) -> str:
@@ -163,7 +163,7 @@ def environment(folder: Path) -> Lines:
     yield from header("what", "")
     yield row("paddlemix_vl2", paddlemix_vl2.__version__)
     yield row("Paddle", f"{paddle.version.full_version}, commit {paddle.version.commit}")
-    yield row("PaddleNLP", paddlenlp.__version__)
+    yield row("PaddleNLP", installed_version("paddlenlp"))
     yield row("Python", f"{platform.python_version()}, {platform.platform()}")
     yield row("checkpoint", str(folder).removeprefix(f"{ROOT}{os.sep}"))
     yield row("device", paddle.get_device())
@@ -176,6 +176,14 @@ def environment(folder: Path) -> Lines:
     yield row("CUDA, cuDNN of Paddle", f"{paddle.version.cuda()}, {paddle.version.cudnn()}")
     yield row("driver", driver_version())
     yield row("NVIDIA_TF32_OVERRIDE", os.environ.get("NVIDIA_TF32_OVERRIDE", "not set"))
+
+
+def installed_version(package: str) -> str:
+    """Without importing it; only training needs PaddleNLP."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def driver_version() -> str:
@@ -255,7 +263,7 @@ def answer_logits(model, batch: dict, steps: int, answer: Iterable[int] | None =
 
     Args:
         steps: longest greedy answer; it ends at the stop token.
-        answer: tokens to go on with, instead of the greedy ones.
+        answer: tokens to continue with, instead of the greedy ones.
     """
     stops = np.atleast_1d(model.config.language_config.eos_token_id)
     logits, cache = model.prefill(batch, batch["input_ids"].shape[1] + steps)
@@ -271,23 +279,23 @@ def answer_logits(model, batch: dict, steps: int, answer: Iterable[int] | None =
 
 def speed(folder: Path, arguments: argparse.Namespace) -> Lines:
     """As ``tools/benchmark.py`` measures it."""
-    flags = {"dtype": device.resolve_dtype("auto"), "engine": "auto", "device": arguments.device}
+    flags = {"dtype": device.resolve_dtype("auto"), "backend": "auto", "device": arguments.device}
     flags.update(
         (name, getattr(arguments, name)) for name in ("tiles", "prompt_tokens", "new_tokens", "repeats")
     )
     flags = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     report = benchmark.run(benchmark.parse([str(folder), *flags]))
     steps, tiles, tokens = report["steps"], report["tiles"], report["prompt_tokens"]
-    yield from header("step", "milliseconds", "fastest", "floor", "times the floor", "per second")
+    yield from header("step", "milliseconds", "fastest", "hardware limit", "times the limit", "per second")
     for name, count, unit in (
         ("vision", tiles, "tiles"),
         ("prefill", tokens, "tokens"),
         ("decode", 1, "token"),
     ):
         step = steps[name]
-        times = (f"{1e3 * step[key]:.3f}" for key in ("seconds", "fastest", "floor_seconds"))
+        times = (f"{1e3 * step[key]:.3f}" for key in ("seconds", "fastest", "limit_seconds"))
         rate = f"{count / step['seconds']:.1f}"
-        yield row(f"{name}, {count} {unit}", *times, f"{step['times_floor']:.2f}", rate)
+        yield row(f"{name}, {count} {unit}", *times, f"{step['times_limit']:.2f}", rate)
     flops = [f"{steps[name]['flops_per_second'] / 1e9:.0f}" for name in ("vision", "prefill")]
     yield ""
     yield f"In {report['dtype']}, loaded in {report['load_seconds']:.1f} s. Beside it: matrix product"
@@ -320,7 +328,7 @@ def peak_memory() -> int:
 
 
 def load(folder: Path, dtype: str) -> DeepseekVLV2ForCausalLM:
-    return DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype, engine="eager", progress=False)
+    return DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=dtype, backend="paddle", progress=False)
 
 
 def left_out(dtype: str) -> str:

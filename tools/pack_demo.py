@@ -11,9 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from command_line import OneLineParser, exit_code
-
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code
 
 PLOT = Path(__file__).with_name("plot_training.py")
 

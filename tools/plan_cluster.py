@@ -7,7 +7,7 @@
 
 A recipe named alone is planned line by line, several as a Markdown table. A line "# Nodes: N" in a recipe is
 the default of --nodes. --paper prints the paper's clusters and days beside those of the arithmetic. Neither
-weights nor data need be there, and nothing is trained. paddlemix_vl2/training/cluster.py has the arithmetic
+weights nor data need be there, and nothing is trained. paddlemix_vl2/planning/cluster.py has the arithmetic
 and says what it assumes.
 """
 
@@ -17,16 +17,9 @@ import sys
 from pathlib import Path
 
 # Beside this file.
-from command_line import OneLineParser, exit_code
-
-from paddlemix_vl2.training.cluster import (
-    PAPER_RUNS,
-    Cluster,
-    ClusterPlan,
-    compare_with_paper,
-    plan_cluster,
-)
-from paddlemix_vl2.training.memory import Division
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code
+from paddlemix_vl2.planning.cluster import PAPER_RUNS, Cluster, ClusterPlan, compare_with_paper, plan_cluster
 from paddlemix_vl2.training.recipe import VL2TrainingArguments, load_recipe
 
 NAMES = {"tiny": "Tiny", "small": "Small", "base": "Base"}
@@ -55,8 +48,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--rows", type=int, metavar="N", help="of a step (default: as the recipe accumulates)")
     add("--tiles", type=float, metavar="N", help="of a row on the average (default: the most there can be)")
     add("--expert_parallel_degree", type=int, metavar="N", help="default: the recipe's, or 1")
-    add("--pipeline_stages", type=int, default=1, metavar="N", help="plan only: not in this package")
-    add("--divide_optimizer", action="store_true", help="plan only: not in this package")
     hardware = parser.add_argument_group("hardware", "of one device; the defaults are an A100's with 80 GB")
     add = hardware.add_argument
     add("--memory", type=float, default=80, metavar="GB", help="default 80")
@@ -73,7 +64,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if flags.paper == bool(flags.recipes):
         raise ValueError("give either recipes or --paper; --help lists the flags")
-    for name in ("nodes", "devices_per_node", "rows", "expert_parallel_degree", "pipeline_stages"):
+    for name in ("nodes", "devices_per_node", "rows", "expert_parallel_degree"):
         if (value := getattr(flags, name)) is not None and value < 1:
             raise ValueError(f"--{name} is {value}; it must be at least 1")
     for name in ("memory", "peak", "node_bandwidth", "network_bandwidth", "utilisation"):
@@ -82,8 +73,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return flags
 
 
-def read(recipe: str, flags: argparse.Namespace) -> tuple[VL2TrainingArguments, Cluster, Division]:
-    """The recipe, and the cluster and its division as the flags or the recipe have them."""
+def read(recipe: str, flags: argparse.Namespace) -> tuple[VL2TrainingArguments, Cluster, int]:
+    """The recipe, the cluster and the expert parallel degree, as the flags or the recipe have them."""
     arguments = load_recipe(recipe)
     stated = re.search(r"^# Nodes: (\d+)", Path(recipe).read_text(encoding="utf-8"), re.MULTILINE)
     cluster = Cluster(
@@ -96,22 +87,21 @@ def read(recipe: str, flags: argparse.Namespace) -> tuple[VL2TrainingArguments, 
         utilisation=flags.utilisation,
     )
     experts = flags.expert_parallel_degree or max(arguments.expert_parallel_degree, 1)
-    return arguments, cluster, Division(experts, flags.pipeline_stages, flags.divide_optimizer)
+    return arguments, cluster, experts
 
 
 def describe(recipe: str, flags: argparse.Namespace) -> list[str]:
-    """The plan of one recipe, and its launch line where this package can do what is planned."""
-    arguments, cluster, division = read(recipe, flags)
-    plan = plan_cluster(arguments, cluster, division, flags.rows, flags.tiles)
+    """The plan of one recipe, and its launch line."""
+    arguments, cluster, experts = read(recipe, flags)
+    plan = plan_cluster(arguments, cluster, experts, flags.rows, flags.tiles)
     batch, total = arguments.per_device_train_batch_size, sum(plan.memory.values())
     lines = [
         f"Cluster: {cluster.nodes} nodes x {cluster.devices_per_node} devices of {flags.memory:g} GB, "
         f"{flags.peak:g} TFLOPS, {flags.node_bandwidth:g} GB/s within a node and {flags.network_bandwidth:g} "
         "GB/s between nodes",
-        f"Divided: routed experts by {division.experts}, layers by {division.pipeline}, optimizer "
-        f"{'by its copies' if division.optimizer else 'not'}",
+        f"Routed experts: over {experts} devices",
         f"Rows per step: {plan.rows:,} = {batch} per device x {plan.accumulation} accumulated x "
-        f"{plan.rows // batch // plan.accumulation} devices with data of their own",
+        f"{cluster.devices} devices",
         "Memory per device, estimated:",
         *[f"  {name:32}{size / 1e9:>9.2f} GB" for name, size in plan.memory.items()],
         f"  {'all':32}{total / 1e9:>9.2f} GB, {'fits' if total < cluster.memory else 'DOES NOT FIT'}",
@@ -122,17 +112,20 @@ def describe(recipe: str, flags: argparse.Namespace) -> list[str]:
         f"Time per step: {plan.step_seconds:.1f} s; operations at {cluster.utilisation:.0%} of the peak "
         f"{plan.compute_seconds:.1f} s, traffic at full bandwidth {plan.traffic_seconds:.1f} s",
         f"Steps: {plan.steps:,}, {plan.days:.1f} days",
+        "Launch on every node:",
     ]
-    if division.pipeline > 1 or division.optimizer:
-        return [*lines, "Plan only: this package divides neither the layers nor the optimizer."]
-    return [*lines, "Launch on every node:", *launch_lines(recipe, arguments, cluster, division, plan)]
+    return [*lines, *launch_lines(recipe, arguments, cluster, experts, plan)]
 
 
 def launch_lines(
-    recipe: str, arguments: VL2TrainingArguments, cluster: Cluster, division: Division, plan: ClusterPlan
+    recipe: str,
+    arguments: VL2TrainingArguments,
+    cluster: Cluster,
+    experts: int,
+    plan: ClusterPlan,
 ) -> list[str]:
     """The command with the changes to the recipe that the plan asks for."""
-    changes = {"gradient_accumulation_steps": plan.accumulation, "expert_parallel_degree": division.experts}
+    changes = {"gradient_accumulation_steps": plan.accumulation, "expert_parallel_degree": experts}
     changed = [f"{key}={value}" for key, value in changes.items() if max(getattr(arguments, key), 1) != value]
     devices = ",".join(map(str, range(cluster.devices_per_node)))
     nodes = f"--nnodes {cluster.nodes} --master HOST:PORT " if cluster.nodes > 1 else ""
@@ -148,13 +141,13 @@ def table(recipes: list[str], flags: argparse.Namespace) -> list[str]:
     ]
     planned = [(Path(recipe).stem, *read(recipe, flags)) for recipe in recipes]
     planned.sort(key=lambda one: (one[1].output_dir, one[2].nodes))
-    for name, arguments, cluster, division in planned:
-        plan = plan_cluster(arguments, cluster, division, flags.rows, flags.tiles)
+    for name, arguments, cluster, experts in planned:
+        plan = plan_cluster(arguments, cluster, experts, flags.rows, flags.tiles)
         total = sum(plan.memory.values())
         cells = [
             name,
             cluster.nodes,
-            division.experts,
+            experts,
             f"{plan.rows:,}",
             plan.accumulation,
             f"{total / 1e9:.0f} GB",

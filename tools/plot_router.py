@@ -1,10 +1,10 @@
-"""Draw how a checkpoint routes a text and a picture through its experts.
+"""Plot how a checkpoint routes a text and a picture through its experts.
 
     python tools/plot_router.py --model_path output/demo --image_file examples/images/shapes.png \\
         --text "Which shapes are in this picture?" --output router.png
 
-reads the text (a user's question, in the conversation template) and the picture in one forward pass and draws
-the load of every expert in every mixture layer with MaxVio and entropy, the text's tokens in the colour of
+reads the text (a user's question, in the conversation template) and the picture in one forward pass and plots
+the share of every expert in every MoE layer with MaxVio and entropy, the text's tokens in the colour of
 their first expert, and the picture's image tokens likewise. ``docs/router.md`` says how to read the figure.
 """
 
@@ -15,17 +15,19 @@ import warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor, device
-    from paddlemix_vl2.configuration import DeepseekVLV2Config
+    from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
     from paddlemix_vl2.figures.router import choose_layer, label_tokens, picture_views, read_router
-    from paddlemix_vl2.figures.router_figure import draw
+    from paddlemix_vl2.figures.router_figure import plot_routing
+    from paddlemix_vl2.files import check_output
     from paddlemix_vl2.generation.decoding import check_lengths
-    from paddlemix_vl2.generation.drawing import check_output
     from paddlemix_vl2.hub import resolve_checkpoint
     from paddlemix_vl2.processing.pictures import open_picture
 
 # Beside this file.
-from command_line import OneLineParser, exit_code, say
 from plotting import save_figure
+
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code, say
 
 EXAMPLE_TEXT = (
     "A mixture of experts sends every token to a few small networks. The red circle is left of 12 blue "
@@ -44,14 +46,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--image_file", metavar="FILE", help="a picture; it stands in front of the text")
     add("--text", default=EXAMPLE_TEXT, help="what the user says (default: an example)")
     add("--layer", type=int, metavar="N", help="whose tokens to show, from 0 (default: the middle one)")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help="of the weights")
+    add("--dtype", default="auto", choices=("auto", *device.DTYPES), help="of the weights")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     add("--output", required=True, metavar="FILE", help="the figure, as .png, .jpg or .webp")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Read, draw, save.
+    """Read, plot, save.
 
     Raises:
         ValueError, OSError: what the user has to change, in one line.
@@ -67,13 +69,13 @@ def run(arguments: argparse.Namespace) -> None:
     conversation = [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]
     sample = processor.process_one(conversation, [] if picture is None else [picture])
     check_lengths(len(sample.input_ids), 1, None, language.max_sequence_length)
-    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=arguments.dtype, engine="eager")
+    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, dtype=arguments.dtype, backend="paddle")
     reading = read_router(model, processor.batchify([sample]), layers, layer)
     labels, fonts, note = label_tokens(processor.tokenizer, reading.token_ids[~reading.is_image])
     if note:
         say(f"note: {note}")
     views = None if picture is None else picture_views(processor, sample)
-    save_figure(draw(reading, labels, fonts, views), arguments.output)
+    save_figure(plot_routing(reading, labels, fonts, views), arguments.output)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from command_line import OneLineParser, exit_code
 from safetensors.numpy import load_file, save_file
+
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code
+from paddlemix_vl2.files import METRICS_FILE, write_text
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "configs/train/demo_stage2_pretrain.yaml"
@@ -80,7 +83,7 @@ def run(name: str, work: Path, steps: int, processes: int) -> Path:
 
 def summarize(folder: Path) -> tuple[float, float, float]:
     """Evaluation loss, and MaxVio and training loss as means over the last steps' log lines."""
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
     last = max(record["global_step"] for record in records) - LAST_STEPS
     logged = [record for record in records if "loss" in record and record["global_step"] > last]
     evaluation = [record["eval_loss"] for record in records if "eval_loss" in record][-1]
@@ -114,9 +117,7 @@ def compare(argv: list[str] | None) -> None:
     table = "\n".join(lines)
     print(table)
     if arguments.output:
-        temporary = arguments.output.with_suffix(".partial")
-        temporary.write_text(table + "\n", encoding="utf-8")
-        temporary.replace(arguments.output)
+        write_text(arguments.output, table + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Execute notebooks from start to end and keep what their cells print and draw.
+"""Execute notebooks from start to end and keep what their cells print and plot.
 
     python tools/run_notebooks.py examples/notebooks/*.ipynb
 
@@ -13,11 +13,14 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-from command_line import OneLineParser, exit_code, say
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-LONGEST_CELL = 600  # seconds
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code, say
+from paddlemix_vl2.files import replace_file
+
+MAX_CELL = 600  # seconds
 KERNELS_VARIABLE = "PADDLEMIX_VL2_KERNELS"
 
 
@@ -40,9 +43,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     for file in arguments.notebooks:
         notebook = execute(file)
-        unfinished = file.with_name(f".{file.name}.partial")
-        nbformat.write(notebook, unfinished)
-        unfinished.replace(file)
+        with replace_file(file) as temporary:
+            nbformat.write(notebook, temporary)
         say(f"written: {file}")
 
 
@@ -57,7 +59,7 @@ def execute(file: Path) -> nbformat.NotebookNode:
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
-            timeout=LONGEST_CELL,
+            timeout=MAX_CELL,
             kernel_name="python3",
             resources={"metadata": {"path": folder}},
             coalesce_streams=True,

@@ -13,13 +13,15 @@ import warnings
 from pathlib import Path
 
 from browser import open_page
-from command_line import OneLineParser, exit_code, say
 from PIL import Image
+
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code, say
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing Paddle warns of compilers that are not needed here
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
-    from paddlemix_vl2.generation.drawing import check_output, save_picture
+    from paddlemix_vl2.files import check_output, save_picture
     from paddlemix_vl2.web.chat import Chat
     from paddlemix_vl2.web.page import Page
 
@@ -30,7 +32,7 @@ QUESTION = "Locate <|ref|>the red circle<|/ref|> in the given image."
 WIDTH, HEIGHT = 1200, 1000
 NUM_COLORS = 256  # of the saved picture, which makes it a third of the size
 LOADED = "[...document.querySelectorAll('#chat .bot img')].every(img => img.complete)"
-LONGEST_WAIT = 120_000  # milliseconds
+MAX_WAIT = 120_000  # milliseconds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,11 +73,11 @@ def ask(address: str, question: str, file: str) -> bytes:
     """What the page looks like when the question is answered, as PNG."""
     with open_page(address, WIDTH, HEIGHT) as page:
         page.locator("#question input[type=file]").set_input_files(file)
-        page.locator("#question .thumbnail-item").wait_for(timeout=LONGEST_WAIT)
+        page.locator("#question .thumbnail-item").wait_for(timeout=MAX_WAIT)
         page.locator("#question textarea").fill(question)
         page.locator("#question .submit-button").click()
-        page.locator("#notice", has_text="tokens").wait_for(timeout=LONGEST_WAIT)
-        page.wait_for_function(LOADED, timeout=LONGEST_WAIT)
+        page.locator("#notice", has_text="tokens").wait_for(timeout=MAX_WAIT)
+        page.wait_for_function(LOADED, timeout=MAX_WAIT)
         page.mouse.move(0, 0)
         return page.screenshot(animations="disabled")
 

@@ -21,7 +21,8 @@ import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import command_line
+from paddlemix_vl2.cli.arguments import OneLineParser
+from paddlemix_vl2.cli.program import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "paddlemix_vl2" / "demo" / "checkpoint"
@@ -46,12 +47,12 @@ class Tally:
 
 def main(argv: list[str] | None = None) -> int:
     tally = Tally()
-    code = command_line.exit_code(lambda: run(make_parser().parse_args(argv), tally))
+    code = exit_code(lambda: run(make_parser().parse_args(argv), tally))
     return code or int(bool(tally.wrong or tally.errors or not tally.requests))
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = command_line.OneLineParser(__doc__)
+    parser = OneLineParser(__doc__)
     add = parser.add_argument
     add("--minutes", type=float, default=5.0, help="(default 5)")
     add("--clients", type=int, default=8, help="(default 8)")
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace, tally: Tally) -> None:
 
 
 def make_questions(arguments: argparse.Namespace) -> list[tuple[dict, str]]:
-    """(message as a client sends it, the model's answer to it alone) of questions about drawn pictures."""
+    """(message as a client sends it, the model's answer to it alone), about synthetic pictures."""
     from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
     from paddlemix_vl2.demo.evaluation import answer_all
     from paddlemix_vl2.demo.questions import KINDS

@@ -2,7 +2,7 @@
 
     python tools/transformers_peer.py configs/model/small.json --dtype bfloat16 --threads 2
 
-builds SigLIP's vision tower and, where the configuration has multi-head latent attention, the DeepSeek-V2
+builds SigLIP's vision encoder and, where the configuration has multi-head latent attention, the DeepSeek-V2
 language model of that geometry with random weights. It then reads steps from its input, one per line
 (``vision``, ``prefill``, ``decode``), runs each and answers with a line of JSON, its seconds. Needs torch and
 transformers, and nothing else: it may run in an environment of its own.

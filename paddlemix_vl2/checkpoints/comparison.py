@@ -1,29 +1,27 @@
-"""Hold the tensors of a checkpoint against those that its configuration expects."""
+"""Compare the tensors of a checkpoint with those that its config expects."""
 
 from dataclasses import dataclass
 
 from paddlemix_vl2.checkpoints.files import STORED_DTYPES, shorten
 from paddlemix_vl2.checkpoints.reader import StoredCheckpoint
-from paddlemix_vl2.checkpoints.rules import Layout, is_linear, shape_in, shapes_in
+from paddlemix_vl2.checkpoints.specs import Specs, TensorLayout
 
 # metadata["format"] of a file -> its layout. PaddleNLP writes "np" for its own layout, but a numpy program
 # may write it for any, so "np" (like no metadata) says nothing and the shapes decide.
-_LAYOUT_OF_FORMAT = {"pt": Layout.PUBLISHED, "pd": Layout.PADDLE, "paddle": Layout.PADDLE}
-
-Expected = dict[str, tuple[int, ...]]
+_LAYOUT_OF_FORMAT = {"pt": TensorLayout.PUBLISHED, "pd": TensorLayout.PADDLE, "paddle": TensorLayout.PADDLE}
 
 
-def detect_layout(stored: StoredCheckpoint, expected: Expected) -> Layout:
+def detect_layout(stored: StoredCheckpoint, specs: Specs) -> TensorLayout:
     """Which layout the files are in, by their metadata and by the shapes of all non-square Linear weights.
 
-    Where both tell, they must agree. Where no shape does because every such weight is missing or misshapen,
-    the comparison will report that, and the layout does not matter.
+    Where both are known, they must agree. Where no shape shows it, because every such weight is missing or
+    misshapen, the comparison will report that, and the layout does not matter.
 
     Raises:
-        ValueError: files, metadata and shapes contradict each other, or nothing can tell the layout.
+        ValueError: files, metadata and shapes contradict each other, or nothing shows the layout.
     """
     by_metadata = _layout_by_metadata(stored)
-    telling = {name: shape for name, shape in expected.items() if is_linear(name) and shape[0] != shape[1]}
+    telling = {name: spec for name, spec in specs.items() if spec.linear and len(set(spec.shape)) > 1}
     if not telling and by_metadata is None:
         raise ValueError(
             f"{stored.folder}: all Linear weights are square and no metadata (format: pt or pd) tell whether "
@@ -35,10 +33,10 @@ def detect_layout(stored: StoredCheckpoint, expected: Expected) -> Layout:
             f"{stored.folder}: the metadata say {by_metadata.axes}, the shapes of the Linear weights say "
             f"{by_shape.axes}"
         )
-    return by_metadata or by_shape or Layout.PUBLISHED
+    return by_metadata or by_shape or TensorLayout.PUBLISHED
 
 
-def _layout_by_metadata(stored: StoredCheckpoint) -> Layout | None:
+def _layout_by_metadata(stored: StoredCheckpoint) -> TensorLayout | None:
     found = {}
     for file, file_format in stored.formats.items():
         layout = _LAYOUT_OF_FORMAT.get(file_format)
@@ -50,14 +48,14 @@ def _layout_by_metadata(stored: StoredCheckpoint) -> Layout | None:
     return next(iter(found), None)
 
 
-def _layout_by_shape(stored: StoredCheckpoint, telling: Expected) -> Layout | None:
+def _layout_by_shape(stored: StoredCheckpoint, telling: Specs) -> TensorLayout | None:
     """The layout whose shapes the ``telling`` weights have; those that fit neither are reported elsewhere."""
-    names = {layout: [] for layout in Layout}
+    names = {layout: [] for layout in TensorLayout}
     for name in telling.keys() & stored.tensors.keys():
-        for layout in Layout:
-            if stored.tensors[name].shape == shape_in(layout, name, telling[name]):
+        for layout in TensorLayout:
+            if stored.tensors[name].shape == telling[name].shape_in(layout):
                 names[layout].append(name)
-    minority, majority = sorted(Layout, key=lambda layout: len(names[layout]))
+    minority, majority = sorted(TensorLayout, key=lambda layout: len(names[layout]))
     if names[minority]:
         raise ValueError(
             f"{stored.folder}: {len(names[majority])} Linear weights are {majority.axes} but "
@@ -68,7 +66,7 @@ def _layout_by_shape(stored: StoredCheckpoint, telling: Expected) -> Layout | No
 
 @dataclass(frozen=True)
 class Differences:
-    """What a checkpoint lacks, has too much or has wrong, as names or ``name: what is wrong``."""
+    """Missing, unexpected and wrong tensors of a checkpoint, as names or ``name: what is wrong``."""
 
     missing: list[str]
     unexpected: list[str]
@@ -90,17 +88,17 @@ class Differences:
         return "; ".join(parts)
 
 
-def find_differences(stored: StoredCheckpoint, expected: Expected, layout: Layout) -> Differences:
+def find_differences(stored: StoredCheckpoint, specs: Specs, layout: TensorLayout) -> Differences:
     """Compare names, shapes (in the files' ``layout``) and dtypes."""
-    common = [name for name in expected if name in stored.tensors]
+    common = [name for name in specs if name in stored.tensors]
     misshapen = []
     for name in common:
-        allowed, shape = shapes_in(layout, name, expected[name]), stored.tensors[name].shape
+        allowed, shape = specs[name].shapes_in(layout), stored.tensors[name].shape
         if shape not in allowed:
             misshapen.append(f"{name} is {list(shape)}, expected {list(allowed[0])}")
     return Differences(
-        missing=[name for name in expected if name not in stored.tensors],
-        unexpected=sorted(stored.tensors.keys() - expected.keys()),
+        missing=[name for name in specs if name not in stored.tensors],
+        unexpected=sorted(stored.tensors.keys() - specs.keys()),
         misshapen=misshapen,
         wrong_dtype=[
             f"{name} is {stored.tensors[name].dtype}, expected one of {', '.join(STORED_DTYPES)}"

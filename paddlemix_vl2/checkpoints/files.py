@@ -1,4 +1,4 @@
-"""Names and dtypes of checkpoint files, and how they are spoken of in messages and progress bars."""
+"""Names and dtypes of checkpoint files, and their wording in messages and progress bars."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_FILE = "model-{number:05d}-of-{count:05d}.safetensors"
 # Shards of any save, ours (5 digits) or published (6), to find those that a newer save has replaced.
 SHARD_PATTERN = r"model-\d{5,6}-of-\d{5,6}\.safetensors"
+
+# First words of the names of tensors: the parts of a vision-language model.
+PARTS = ("vision", "projector", "language")
 
 # What a weight may be stored as: our name -> (name in the file, numpy type of its bytes). numpy has no
 # bfloat16; Paddle reads and returns it as uint16.

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from paddlemix_vl2.checkpoints.files import INDEX_FILE, SINGLE_FILE, STORED_DTYPES, shorten
+from paddlemix_vl2.files import parse_object
 
 _DTYPE_OF_CODE = {code: dtype for dtype, (code, _) in STORED_DTYPES.items()}
 
@@ -100,7 +101,7 @@ def _list_file(file: Path) -> tuple[dict[str, StoredTensor], str | None]:
             metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: truncated or not a safetensors file ({error})") from None
-    # The library has checked the header but does not tell where the values lie.
+    # The library has checked the header but does not give the offsets of the values.
     with open(file, "rb") as stream:
         header_size = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(header_size))
@@ -122,7 +123,7 @@ def _list_file(file: Path) -> tuple[dict[str, StoredTensor], str | None]:
 def _read_index(file: Path) -> dict[str, str]:
     """Tensor name -> name of the file that holds it."""
     try:
-        weight_map = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = parse_object(file.read_bytes())["weight_map"]
         plain = {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -24,8 +24,8 @@ from paddlemix_vl2.checkpoints.files import (
     TensorSpec,
     byte_bar,
 )
+from paddlemix_vl2.files import TEMPORARY, finish_file, format_object, shared_temporary
 
-_TEMPORARY = ".tmp"
 # PyTorch's layout; readers of published checkpoints refuse files without it.
 _METADATA = {"format": "pt"}
 
@@ -33,13 +33,13 @@ Pieces = Callable[[TensorSpec], Iterable[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class Writers:
+class ShardPlan:
     """Processes that write a checkpoint together, each its own tensors into its own files, on a file system
     that all of them see.
 
     Attributes:
-        index: of this process. The first one also writes the text files and gives all files their names; one
-            whose index is nobody's in ``writer_of`` only waits.
+        index: of this process. The first one also writes the text files and renames all files; one that
+            ``writer_of`` never gives only waits.
         writer_of: name of a tensor -> index of the process that writes it.
         wait: returns when every process has called it.
     """
@@ -49,7 +49,7 @@ class Writers:
     wait: Callable[[], object]
 
 
-ALONE = Writers(index=0, writer_of=lambda name: 0, wait=lambda: None)
+SINGLE_PROCESS = ShardPlan(index=0, writer_of=lambda name: 0, wait=lambda: None)
 
 
 def write_checkpoint(
@@ -59,7 +59,7 @@ def write_checkpoint(
     max_shard_bytes: float,
     texts: dict[str, str],
     progress: bool = False,
-    writers: Writers = ALONE,
+    shard_plan: ShardPlan = SINGLE_PROCESS,
 ) -> list[str]:
     """Write tensors as ``model.safetensors``, or as shards with an index, and small text files beside them.
 
@@ -75,8 +75,8 @@ def write_checkpoint(
         max_shard_bytes: a shard holds at most so much, unless one tensor is larger.
         texts: name -> content of other files, such as ``config.json``.
         progress: show a bar of bytes where there are many.
-        writers: who writes what where several processes call this together. Each is asked for the pieces of
-            its own tensors only.
+        shard_plan: who writes what where several processes call this together. Each is asked for the pieces
+            of its own tensors only.
 
     Returns:
         names of the safetensors files.
@@ -85,37 +85,41 @@ def write_checkpoint(
         ValueError: ``max_shard_bytes`` is not positive, or the disk has too little room.
     """
     folder = Path(folder)
-    specs = sorted(specs, key=lambda spec: writers.writer_of(spec.name))
-    shards = plan_shards(specs, max_shard_bytes, writers.writer_of)
-    own = {file: shard for file, shard in shards.items() if writers.writer_of(shard[0].name) == writers.index}
-    is_first = writers.index == 0
+    specs = sorted(specs, key=lambda spec: shard_plan.writer_of(spec.name))
+    shards = plan_shards(specs, max_shard_bytes, shard_plan.writer_of)
+    own = {
+        file: shard
+        for file, shard in shards.items()
+        if shard_plan.writer_of(shard[0].name) == shard_plan.index
+    }
+    is_first = shard_plan.index == 0
     if is_first:
         _prepare(folder, sum(spec.nbytes for spec in specs))
-    writers.wait()
+    shard_plan.wait()
     texts = {**texts, **_index(shards)} if is_first else {}
     try:
         with byte_bar(
             "writing", sum(spec.nbytes for shard in own.values() for spec in shard), progress
         ) as bar:
             for file, shard in own.items():
-                _write_file(folder / (file + _TEMPORARY), shard, pieces, bar.update)
+                _write_file(shared_temporary(folder / file), shard, pieces, bar.update)
         for file, text in texts.items():
-            (folder / (file + _TEMPORARY)).write_text(text, encoding="utf-8")
+            shared_temporary(folder / file).write_text(text, encoding="utf-8")
     except BaseException:  # an interruption from the keyboard as well
         for file in [*own, *texts]:
-            (folder / (file + _TEMPORARY)).unlink(missing_ok=True)
+            shared_temporary(folder / file).unlink(missing_ok=True)
         raise
-    writers.wait()
+    shard_plan.wait()
     if is_first:
         _replace(folder, list(shards), list(texts))
-    writers.wait()
+    shard_plan.wait()
     return list(shards)
 
 
 def _prepare(folder: Path, needed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # A process that was killed while saving has left these.
-    _remove_weights(folder, lambda name: name.endswith(_TEMPORARY))
+    _remove_weights(folder, lambda name: name.endswith(TEMPORARY))
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(f"{folder}: {needed / 1e9:.1f} GB are needed, the disk has {free / 1e9:.1f} GB free")
@@ -127,12 +131,13 @@ def _index(shards: dict[str, list[TensorSpec]]) -> dict[str, str]:
         return {}
     total = sum(spec.nbytes for shard in shards.values() for spec in shard)
     weight_map = {spec.name: file for file, shard in shards.items() for spec in shard}
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
-    return {INDEX_FILE: text + "\n"}
+    return {INDEX_FILE: format_object({"metadata": {"total_size": total}, "weight_map": weight_map})}
 
 
 def plan_shards(
-    specs: list[TensorSpec], max_shard_bytes: float, writer_of: Callable[[str], int] = ALONE.writer_of
+    specs: list[TensorSpec],
+    max_shard_bytes: float,
+    writer_of: Callable[[str], int] = SINGLE_PROCESS.writer_of,
 ) -> dict[str, list[TensorSpec]]:
     """File name -> its tensors. Shards are filled in order; what does not fit, or what another process
     writes, begins the next one.
@@ -198,14 +203,14 @@ def _replace(folder: Path, weights: list[str], texts: list[str]) -> None:
     if any((folder / name).exists() for name in weights if name != SINGLE_FILE):
         (folder / INDEX_FILE).unlink(missing_ok=True)
     for name in [*weights, *texts]:
-        os.replace(folder / (name + _TEMPORARY), folder / name)
+        finish_file(folder / name)
     _remove_weights(folder, lambda name: name not in [*weights, *texts])
 
 
 def _remove_weights(folder: Path, condition: Callable[[str], bool]) -> None:
     """Delete those files of weights, of any earlier save, whose name fulfils the condition; no others."""
     for path in list(folder.iterdir()):
-        name = path.name.removesuffix(_TEMPORARY)
+        name = path.name.removesuffix(TEMPORARY)
         of_weights = name in (SINGLE_FILE, INDEX_FILE) or re.fullmatch(SHARD_PATTERN, name)
         if of_weights and condition(path.name):
             path.unlink()

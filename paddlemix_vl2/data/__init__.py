@@ -1,10 +1,9 @@
 """From data files to batches for training.
 
-record       one sample as it was read, and the error of a sample that cannot be used
-files        where in a JSONL file or a JSON array each sample stands
-formats      one entry of a file -> messages or text, checked
+records      the position of each record in a user's file, and the error of one that cannot be used
+formats      one record of a file -> a conversation or a text, checked
 sources      a described source -> ``source[i]``
-mixture      number of a draw -> which sample of which source
+mixture      sample index -> which sample of which source
 preparation  record -> sample for the model, no longer than allowed
 packing      samples -> rows -> one padded batch of numpy arrays
 tile_balance which rank computes which rows, so that all have about as many tiles
@@ -20,7 +19,7 @@ from paddlemix_vl2.data.loader import BatchLoader, BatchMeta
 from paddlemix_vl2.data.mixture import Mixture
 from paddlemix_vl2.data.packing import collate, pack_next_fit
 from paddlemix_vl2.data.preparation import prepare
-from paddlemix_vl2.data.record import BrokenSample, Record, TooLong
+from paddlemix_vl2.data.records import BrokenSample, Overlong, Record
 from paddlemix_vl2.data.sources import SourceSpec, open_source
 
 __all__ = [
@@ -28,9 +27,9 @@ __all__ = [
     "BatchMeta",
     "BrokenSample",
     "Mixture",
+    "Overlong",
     "Record",
     "SourceSpec",
-    "TooLong",
     "check_fingerprint",
     "collate",
     "data_fingerprint",

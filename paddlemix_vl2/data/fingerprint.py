@@ -1,9 +1,10 @@
-"""What a checkpoint keeps of its data, so that training does not go on with other data unnoticed."""
+"""What a checkpoint keeps of its data, so that training does not resume with other data unnoticed."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from paddlemix_vl2.data.sources import DRAWN, Source
+from paddlemix_vl2.data.sources import SYNTHETIC, Source
+from paddlemix_vl2.deprecation import rename
 
 
 def data_fingerprint(sources: Sequence[Source], seed: int) -> dict:
@@ -24,7 +25,8 @@ def check_fingerprint(old: dict, new: dict) -> None:
     _compare("the number of sources", len(old["sources"]), len(new["sources"]))
     for index, (before, now) in enumerate(zip(old["sources"], new["sources"], strict=True)):
         for field in now:
-            _compare(f"{field} of source {index} ({now['name']})", before.get(field), now[field])
+            was = rename("data source", field, before.get(field))[1]
+            _compare(f"{field} of source {index} ({now['name']})", was, now[field])
 
 
 def _describe(source: Source) -> dict:
@@ -32,7 +34,7 @@ def _describe(source: Source) -> dict:
     return {
         "name": spec.name,
         "format": spec.format,
-        "path": f"{spec.task}/{spec.split}" if spec.format == DRAWN else Path(spec.path).name,
+        "path": f"{spec.task}/{spec.split}" if spec.format == SYNTHETIC else Path(spec.path).name,
         "weight": float(spec.weight),
         "size": len(source),
     }

@@ -1,8 +1,8 @@
-"""What an entry of a data file says: messages or text, checked.
+"""What an entry of a data file says: a conversation or a text, checked.
 
-Each function takes an entry (a JSON object) and gives a conversation in the processor's form or a text. The
+Each function takes an entry (a JSON object) and gives a conversation or a text. The
 same functions check every entry when a file is opened (``read=False``: no picture is touched) and read one
-when it is drawn. Errors name the field; the caller puts file and line in front.
+when its sample is needed. Errors name the field; the caller puts file and line in front.
 """
 
 import math
@@ -11,27 +11,32 @@ from typing import Any
 
 from PIL import Image
 
-from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, format_boxes
-from paddlemix_vl2.processing.conversation import ASSISTANT, ROLES, SYSTEM, USER, build_pieces
-from paddlemix_vl2.processing.pictures import decode_base64, open_picture
+from paddlemix_vl2.processing.boxes import LARGEST_COORDINATE, format_boxes
+from paddlemix_vl2.processing.conversation import Conversation
+from paddlemix_vl2.processing.pictures import (
+    decode_base64,
+    is_data_url,
+    is_remote,
+    open_picture,
+    split_data_url,
+)
 from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, GROUNDING_TOKENS, IMAGE_TOKEN, USER_TOKEN
 
-_PUBLISHED_ROLES = {SYSTEM: SYSTEM, USER: USER_TOKEN, ASSISTANT: ASSISTANT_TOKEN}
-_LLAVA_ROLES = {"human": USER_TOKEN, "gpt": ASSISTANT_TOKEN, "system": SYSTEM}
+_LLAVA_ROLES = {"human": USER_TOKEN, "gpt": ASSISTANT_TOKEN, "system": "system"}
 _KINDS = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
 # Published boxes are often rounded up to just outside the picture; more than this is another picture's box.
 _PIXELS_OUTSIDE = 1.0
 
-Content = tuple[list[dict] | None, str | None]
+Content = tuple[Conversation | None, str | None]
 
 
 def read_entry(format: str, entry: dict, folder: str, read: bool = True) -> Content:
-    """The messages or the text of an entry; the other one is None.
+    """The conversation or the text of an entry; the other one is None.
 
     Args:
         format: "llava", "messages", "grounding" or "text".
         folder: what relative paths of pictures start from.
-        read: whether to decode pictures that stand in the file and to turn pixels into coordinates.
+        read: whether to decode pictures that are in the file and to convert pixels to coordinates.
 
     Raises:
         ValueError: a field is missing or wrong; with ``read`` also a picture that cannot be read.
@@ -42,37 +47,29 @@ def read_entry(format: str, entry: dict, folder: str, read: bool = True) -> Cont
     return build(entry, folder, read), None
 
 
-def share_pictures(
-    messages: list[dict], pictures: list | None, field: str, inference_mode: bool = False
-) -> list[dict]:
-    """Check a conversation and give each message its pictures.
+def parse_messages(
+    messages: list[dict], images: list | None, field: str, inference_mode: bool = False
+) -> Conversation:
+    """Check the messages of an entry.
 
     Args:
-        pictures: of the whole conversation, in order; None where the messages have their own.
+        images: of the whole conversation, in order; None where the messages have their own.
         field: what errors call the conversation.
-        inference_mode: as of :func:`build_pieces`; a training conversation otherwise.
-
-    Returns:
-        messages of the published roles; those with pictures have ``images``.
+        inference_mode: as of :class:`Conversation`; a training conversation otherwise.
 
     Raises:
         ValueError: an unknown role, a turn out of order, an empty message, or another number of ``<image>``
             than of pictures.
     """
-    if pictures is not None and any(isinstance(m, dict) and m.get("images") for m in messages):
+    if images is not None and any(isinstance(m, dict) and m.get("images") for m in messages):
         raise ValueError("'images' stands beside the messages and in them; keep one of the two")
     try:
-        pieces = build_pieces(messages, pictures, IMAGE_TOKEN, inference_mode)
+        return Conversation.parse(messages, images, inference_mode)
     except ValueError as error:
         raise ValueError(f"{field!r}: {error}") from None
-    shared = []
-    for message, piece in zip(messages, pieces, strict=True):
-        one = {"role": _PUBLISHED_ROLES[ROLES[message["role"]]], "content": message["content"]}
-        shared.append({**one, "images": piece.pictures} if piece.pictures else one)
-    return shared
 
 
-def _from_llava(entry: dict, folder: str, read: bool) -> list[dict]:
+def _from_llava(entry: dict, folder: str, read: bool) -> Conversation:
     messages = []
     for index, turn in enumerate(_field(entry, "conversations", list)):
         if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
@@ -84,10 +81,11 @@ def _from_llava(entry: dict, folder: str, read: bool) -> list[dict]:
     pictures = entry.get("image")
     if not isinstance(pictures, list):
         pictures = [] if pictures is None else [pictures]
-    return _with_files(share_pictures(messages, pictures, "conversations"), "image", folder, read)
+    conversation = parse_messages(messages, pictures, "conversations")
+    return conversation.map_images(lambda name: read_picture(name, "image", folder, read))
 
 
-def read_messages(entry: dict, folder: str, read: bool = True, inference_mode: bool = False) -> list[dict]:
+def read_messages(entry: dict, folder: str, read: bool = True, inference_mode: bool = False) -> Conversation:
     """The conversation of an entry of the format "messages"; as :func:`read_entry`.
 
     Args:
@@ -96,15 +94,8 @@ def read_messages(entry: dict, folder: str, read: bool = True, inference_mode: b
     pictures = entry.get("images")
     if pictures is not None and not isinstance(pictures, list):
         raise ValueError(f"'images' is a list, not {type(pictures).__name__}")
-    messages = share_pictures(_field(entry, "messages", list), pictures, "messages", inference_mode)
-    return _with_files(messages, "images", folder, read)
-
-
-def _with_files(messages: list[dict], field: str, folder: str, read: bool) -> list[dict]:
-    for message in messages:
-        if "images" in message:
-            message["images"] = [read_picture(name, field, folder, read) for name in message["images"]]
-    return messages
+    conversation = parse_messages(_field(entry, "messages", list), pictures, "messages", inference_mode)
+    return conversation.map_images(lambda name: read_picture(name, "images", folder, read))
 
 
 def _plain_text(entry: dict) -> str:
@@ -119,8 +110,8 @@ def _plain_text(entry: dict) -> str:
 # ---- boxes ----
 
 
-def _from_grounding(entry: dict, folder: str, read: bool) -> list[dict]:
-    """One turn per object; the picture stands in the first."""
+def _from_grounding(entry: dict, folder: str, read: bool) -> Conversation:
+    """One turn per object; the picture is in the first."""
     picture, size = read_picture(_field(entry, "image", str), "image", folder, read), None
     in_pixels = entry.get("pixels", True)
     if not isinstance(in_pixels, bool):
@@ -137,12 +128,11 @@ def _from_grounding(entry: dict, folder: str, read: bool) -> list[dict]:
     for index, one in enumerate(objects):
         label, boxes = _read_object(one, f"'objects': object {index}", in_pixels, size)
         question = f"Locate {ref}{label}{end_ref} in the given image."
-        question = {"role": USER_TOKEN, "content": question if index else f"{IMAGE_TOKEN}\n{question}"}
         messages += [
-            question if index else {**question, "images": [picture]},
+            {"role": USER_TOKEN, "content": question if index else f"{IMAGE_TOKEN}\n{question}"},
             {"role": ASSISTANT_TOKEN, "content": format_boxes(label, boxes)},
         ]
-    return messages
+    return parse_messages(messages, [picture], "objects")
 
 
 def _read_object(one: Any, where: str, in_pixels: bool, size: tuple[int, int] | None) -> tuple[str, list]:
@@ -167,12 +157,13 @@ def _read_box(box: Any, where: str, in_pixels: bool, size: tuple[int, int] | Non
     left, top, right, bottom = box
     if left > right or top > bottom:
         raise ValueError(f"{where}: the corners of {box} are the wrong way round")
-    if in_pixels and size is None:
-        limits, unit = (math.inf, math.inf), "pixels"
-    elif in_pixels:
-        limits, unit = size, f"the picture of {size[0]} x {size[1]} pixels"
-    else:
+    limits: tuple[float, float]
+    if not in_pixels:
         limits, unit = (LARGEST_COORDINATE, LARGEST_COORDINATE), f"0 to {LARGEST_COORDINATE}"
+    elif size is None:
+        limits, unit = (math.inf, math.inf), "pixels"
+    else:
+        limits, unit = size, f"the picture of {size[0]} x {size[1]} pixels"
     slack = _PIXELS_OUTSIDE if in_pixels else 0
     if min(left, top) < -slack or right > limits[0] + slack or bottom > limits[1] + slack:
         raise ValueError(f"{where}: {box} is not inside {unit}")
@@ -201,13 +192,14 @@ def read_picture(name: Any, field: str, folder: str, read: bool = True) -> str |
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"{field!r}: a picture is a path or a data URL, not {name!r}")
-    if name.startswith(("http://", "https://")):
+    if is_remote(name):
         raise ValueError(f"{field!r}: {name[:80]} is not a file; download it first")
-    if not name.startswith("data:"):
+    if not is_data_url(name):
         return os.path.join(folder, name)
-    header, comma, content = name.partition(",")
-    if not comma or not header.endswith(";base64"):
-        raise ValueError(f"{field!r}: a data URL is data:image/...;base64,..., not {name[:40]!r}")
+    try:
+        content = split_data_url(name)
+    except ValueError as error:
+        raise ValueError(f"{field!r}: {error}") from None
     if not read:
         return name
     return decode_base64(content, f"{field!r}: the data URL {name[:40]!r}")

@@ -2,7 +2,7 @@
 
 ::
 
-    draw numbers of this rank --mixture--> draws --reader--> samples (broken ones left out)
+    numbers of this rank --mixture--> sample indices --reader--> samples (broken ones left out)
     samples --rows--> rows of one or of many samples --collate--> micro-batches
 
 Where tiles are balanced, the samples up to here are without pixels, and the ranks exchange their rows::
@@ -14,70 +14,70 @@ import dataclasses
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from paddlemix_vl2.data.mixture import Mixture
-from paddlemix_vl2.data.packing import collate, count_supervised, pack_next_fit, sample_length
-from paddlemix_vl2.data.preparation import check_too_long
-from paddlemix_vl2.data.record import BrokenSample
+from paddlemix_vl2.data.packing import collate, count_targets, pack_next_fit, sample_length
+from paddlemix_vl2.data.preparation import check_overlong
+from paddlemix_vl2.data.records import BrokenSample
 from paddlemix_vl2.data.sources import Source
 from paddlemix_vl2.data.tile_balance import assign_rows, imbalance
-from paddlemix_vl2.data.workers import Draw, InlineReader, WorkerReader
-from paddlemix_vl2.processing.batching import Sample
-from paddlemix_vl2.processing.processor import DeepseekVLV2Processor
+from paddlemix_vl2.data.workers import InlineReader, SampleIndex, WorkerReader
+from paddlemix_vl2.processing.batching import Batch, Sample
+from paddlemix_vl2.processing.deepseek_vl2 import DeepseekVLV2Processor
 
 logger = logging.getLogger(__name__)
 
+Exchange = Callable[[list], list[list]]
+
 # So many unusable samples one after the other are no accident: a folder is missing or a limit is wrong.
-MOST_BROKEN_IN_A_ROW = 100
-# Draws of a step that are read ahead at most, whatever the size of the step: a picture may take 18 MB.
-_MOST_AHEAD = 64
+MAX_BROKEN_IN_A_ROW = 100
+# Samples of a step that are read ahead at most, whatever the size of the step: a picture may take 18 MB.
+_MAX_AHEAD = 64
 
 
 class BatchMeta(NamedTuple):
     """What a micro-batch is made of.
 
     Attributes:
-        next_index: the first draw that this rank has not used; a new loader goes on from it.
+        next_index: the first sample index that this rank has not used; a new loader starts from it.
         num_tokens: tokens without padding.
-        num_supervised: labels that are learned.
-        step_supervised: the same of all micro-batches of the optimizer step.
+        num_targets: labels that are learned.
+        step_targets: the same of all micro-batches of the optimizer step.
         step_samples: samples of all micro-batches of the optimizer step.
-        samples_per_source: in this micro-batch, in the order of the sources.
-        draws: numbers of the draws in each row; those of all ranks are different.
+        sample_indices: numbers of the samples in each row; those of all ranks are different.
         num_broken: samples left out by this loader so far.
-        tile_imbalance: most tiles of a rank over the ranks' mean in this step, as drawn and as computed;
+        tile_imbalance: most tiles of a rank over the ranks' mean in this step, before and after balancing;
             None where tiles are not balanced.
     """
 
     next_index: int
     num_tokens: int
-    num_supervised: int
-    step_supervised: int
+    num_targets: int
+    step_targets: int
     step_samples: int
-    samples_per_source: tuple[int, ...]
-    draws: tuple[tuple[int, ...], ...]
+    sample_indices: tuple[tuple[int, ...], ...]
     num_broken: int
     tile_imbalance: tuple[float, float] | None
 
     @property
     def num_samples(self) -> int:
         """Samples of this micro-batch."""
-        return sum(map(len, self.draws))
+        return sum(map(len, self.sample_indices))
 
 
-class _Drawn(NamedTuple):
-    draw: Draw
+class _IndexedSample(NamedTuple):
+    sample_index: SampleIndex
     sample: Sample
 
 
 class _MicroBatch(NamedTuple):
-    rows: list[list[_Drawn]]
+    rows: list[list[_IndexedSample]]
     next_index: int
-    num_supervised: int
+    num_targets: int
     num_broken: int
     tile_imbalance: tuple[float, float] | None = None
 
@@ -87,9 +87,9 @@ class _MicroBatch(NamedTuple):
 
 
 class _Assignment(NamedTuple):
-    """The rows of a step that this rank computes, and what its own draws had come to by then."""
+    """The rows of a step that this rank computes, and how far its own numbers had come by then."""
 
-    rows: list[list[Draw]]
+    rows: list[list[SampleIndex]]
     next_index: int
     num_broken: int
     tile_imbalance: tuple[float, float]
@@ -98,8 +98,8 @@ class _Assignment(NamedTuple):
 class BatchLoader:
     """Endless iterator over ``(batch, meta)``: arrays of :func:`~.packing.collate`, and :class:`BatchMeta`.
 
-    Rank r of R uses the draws r, r + R, ...: without packing, R ranks of B rows see together what one process
-    of R * B rows sees. The same arguments give the same batches, whatever ``num_workers`` is.
+    Rank r of R uses the sample indices r, r + R, ...: without packing, R ranks of B rows see together what
+    one process of R * B rows sees. The same arguments give the same batches, whatever ``num_workers`` is.
 
     Args:
         sources: opened sources.
@@ -108,13 +108,13 @@ class BatchLoader:
         batch_size: rows of a micro-batch.
         sequence_length: tokens that a row, and so a sample, may have.
         packing: whether rows hold as many samples as fit, or one.
-        too_long: "refuse" (the sample counts as broken) or "shorten".
+        overlong: "skip" (the sample counts as broken) or "truncate".
         num_workers: processes that read pictures and tokenise; 0 for this one.
-        start: the draw to begin with: 0, or ``next_index`` of this rank's last micro-batch of a step. Rank
-            0's does for all ranks only where nothing was packed and nothing broken.
+        start: the sample index to begin with: 0, or ``next_index`` of this rank's last micro-batch of a step.
+            Rank 0's does for all ranks only where nothing was packed and nothing broken.
         rank, world_size: this process among those that train together.
         accumulation: micro-batches of an optimizer step; they are formed together.
-        exchange: balances the tiles of a step between the ranks; None where each computes what it draws.
+        exchange: balances the tiles of a step between the ranks; None where each computes its own samples.
             Called once per step, by all ranks in the same order, with a value of plain types; returns those
             of all ranks.
 
@@ -132,13 +132,13 @@ class BatchLoader:
         batch_size: int,
         sequence_length: int,
         packing: bool = False,
-        too_long: str = "refuse",
+        overlong: str = "skip",
         num_workers: int = 0,
         start: int = 0,
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
-        exchange: Callable[[list], list[list]] | None = None,
+        exchange: Exchange | None = None,
     ):
         _check_least(1, batch_size=batch_size, sequence_length=sequence_length, accumulation=accumulation)
         _check_least(0, num_workers=num_workers, start=start)
@@ -146,31 +146,33 @@ class BatchLoader:
             raise ValueError(f"rank is {rank}; with world_size {world_size} it must be 0 to {world_size - 1}")
         if mixture.lengths != (lengths := [len(source) for source in sources]):
             raise ValueError(f"the mixture is over lengths {mixture.lengths}; the sources have {lengths}")
-        check_too_long(too_long)
+        check_overlong(overlong)
         self._sources, self._mixture = list(sources), mixture
         self._batch_size, self._accumulation = batch_size, accumulation
         self._sequence_length, self._packing = sequence_length, packing
         self._rank, self._world_size = rank, world_size
-        # The first draw of this rank that is not before start.
+        # The first sample index of this rank that is not before start.
         self._start = start + (rank - start) % world_size
         self._next_index = self._start
         self._pad_id, self._ignore_id = processor.tokenizer.pad_token_id, processor.ignore_id
+        self._layout = processor.layout
         self._exchange = exchange
-        self._assigned: deque[Draw] = deque()  # assigned to this rank, not yet asked of the reader
+        self._assigned: deque[SampleIndex] = deque()  # assigned to this rank, not yet asked of the reader
         self._blank = _blank_sample(processor)
         self._broken: set[tuple[int, int]] = set()
         self._num_broken = 0
         self._num_unreadable = 0  # pixels that could not be read although their size could
-        self._reader = InlineReader(self._sources, processor, sequence_length, too_long)
+        reader = InlineReader(self._sources, processor, sequence_length, overlong)
+        self._reader: InlineReader | WorkerReader = reader
         if num_workers:
-            ahead = 2 * num_workers + min(batch_size * accumulation, _MOST_AHEAD)
-            self._reader = WorkerReader(self._reader, num_workers, ahead)
+            ahead = 2 * num_workers + min(batch_size * accumulation, _MAX_AHEAD)
+            self._reader = WorkerReader(reader, num_workers, ahead)
         self._batches = self._make_batches()
 
     def __iter__(self) -> "BatchLoader":
         return self
 
-    def __next__(self) -> tuple[dict[str, np.ndarray], BatchMeta]:
+    def __next__(self) -> tuple[Batch, BatchMeta]:
         return next(self._batches)
 
     def __enter__(self) -> "BatchLoader":
@@ -184,24 +186,28 @@ class BatchLoader:
         self._batches.close()
         self._reader.close()
 
-    def _make_batches(self) -> Iterator[tuple[dict[str, np.ndarray], BatchMeta]]:
-        for step in self._make_steps() if self._exchange is None else self._make_balanced_steps():
-            totals = sum(one.num_supervised for one in step), sum(one.num_samples for one in step)
+    def _make_batches(self) -> Generator[tuple[Batch, BatchMeta], None, None]:
+        exchange = self._exchange
+        for step in self._make_steps() if exchange is None else self._make_balanced_steps(exchange):
+            totals = sum(one.num_targets for one in step), sum(one.num_samples for one in step)
             for micro_batch in step:
-                samples = [[drawn.sample for drawn in row] for row in micro_batch.rows]
-                yield collate(samples, self._pad_id, self._ignore_id), self._describe(micro_batch, *totals)
+                samples = [[indexed.sample for indexed in row] for row in micro_batch.rows]
+                yield (
+                    collate(samples, self._pad_id, self._ignore_id, self._layout),
+                    self._describe(micro_batch, *totals),
+                )
 
     def _make_steps(self) -> Iterator[list[_MicroBatch]]:
         rows = self._make_rows()
         while True:
             yield [self._take(rows) for _ in range(self._accumulation)]
 
-    def _make_balanced_steps(self) -> Iterator[list[_MicroBatch]]:
+    def _make_balanced_steps(self, exchange: Exchange) -> Iterator[list[_MicroBatch]]:
         """The ranks agree on a step while they still read the one before."""
         rows, samples = self._make_rows(), self._reader.read(self._next_assigned())
-        following = self._assign(rows)
+        following = self._assign(rows, exchange)
         while True:
-            assignment, following = following, self._assign(rows)
+            assignment, following = following, self._assign(rows, exchange)
             read = [self._read_row(row, samples) for row in assignment.rows]
             yield [
                 self._form(
@@ -213,97 +219,105 @@ class BatchLoader:
                 for first in range(0, len(read), self._batch_size)
             ]
 
-    def _assign(self, rows: Iterator[list[_Drawn]]) -> _Assignment:
+    def _assign(self, rows: Iterator[list[_IndexedSample]], exchange: Exchange) -> _Assignment:
         """Exchange what this rank's rows of a step hold, and note what it is to read in their place."""
         own = list(itertools.islice(rows, self._batch_size * self._accumulation))
-        tiles = [sum(len(drawn.sample.images) for drawn in row) for row in own]
+        tiles = [sum(len(indexed.sample.images) for indexed in row) for row in own]
         described = [
-            (count, [tuple(drawn.draw) for drawn in row]) for count, row in zip(tiles, own, strict=True)
+            (count, [tuple(indexed.sample_index) for indexed in row])
+            for count, row in zip(tiles, own, strict=True)
         ]
-        ranks = self._exchange(described)
+        ranks = exchange(described)
         counts = [[count for count, _ in rank] for rank in ranks]
         places = assign_rows(counts, self._batch_size)
-        assigned = [[Draw(*draw) for draw in ranks[place.rank][place.row][1]] for place in places[self._rank]]
+        assigned = [
+            [SampleIndex(*sample_index) for sample_index in ranks[place.rank][place.row][1]]
+            for place in places[self._rank]
+        ]
         self._assigned.extend(itertools.chain.from_iterable(assigned))
         after = [sum(counts[place.rank][place.row] for place in rank) for rank in places]
         before_and_after = imbalance([sum(rank) for rank in counts]), imbalance(after)
         return _Assignment(assigned, self._next_index, self._num_broken, before_and_after)
 
-    def _next_assigned(self) -> Iterator[Draw | None]:
+    def _next_assigned(self) -> Iterator[SampleIndex | None]:
         while True:
             yield self._assigned.popleft() if self._assigned else None
 
     def _read_row(
-        self, row: list[Draw], samples: Iterator[tuple[Draw, Sample | BrokenSample]]
-    ) -> list[_Drawn]:
+        self, row: list[SampleIndex], samples: Iterator[tuple[SampleIndex, Sample | BrokenSample]]
+    ) -> list[_IndexedSample]:
         """The row with its pixels. What only now proves broken is left out; where nothing is left, the row is
         one of two tokens that teaches nothing, as every rank has to have its rows."""
         results = [next(samples) for _ in row]
-        read = [_Drawn(draw, sample) for draw, sample in results if not isinstance(sample, BrokenSample)]
-        for draw, broken in results:
+        read = [
+            _IndexedSample(sample_index, sample)
+            for sample_index, sample in results
+            if not isinstance(sample, BrokenSample)
+        ]
+        for sample_index, broken in results:
             if isinstance(broken, BrokenSample):
                 self._num_unreadable += 1
-                self._warn_once(draw, broken)
-        return read or [_Drawn(row[0], self._blank)]
+                self._warn_once(sample_index, broken)
+        return read or [_IndexedSample(row[0], self._blank)]
 
-    def _take(self, rows: Iterator[list[_Drawn]]) -> _MicroBatch:
+    def _take(self, rows: Iterator[list[_IndexedSample]]) -> _MicroBatch:
         taken = list(itertools.islice(rows, self._batch_size))
         return self._form(taken, self._next_index, self._num_broken)
 
-    def _form(self, rows: list[list[_Drawn]], next_index: int, num_broken: int, *balance) -> _MicroBatch:
-        num_supervised = sum(count_supervised(drawn.sample, self._ignore_id) for row in rows for drawn in row)
-        return _MicroBatch(rows, next_index, num_supervised, num_broken, *balance)
+    def _form(
+        self, rows: list[list[_IndexedSample]], next_index: int, num_broken: int, *balance
+    ) -> _MicroBatch:
+        num_targets = sum(count_targets(indexed.sample, self._ignore_id) for row in rows for indexed in row)
+        return _MicroBatch(rows, next_index, num_targets, num_broken, *balance)
 
-    def _describe(self, micro_batch: _MicroBatch, step_supervised: int, step_samples: int) -> BatchMeta:
-        drawn = [one for row in micro_batch.rows for one in row]
-        counts = np.bincount([one.draw.source for one in drawn], minlength=len(self._sources))
+    def _describe(self, micro_batch: _MicroBatch, step_targets: int, step_samples: int) -> BatchMeta:
+        indexed = [one for row in micro_batch.rows for one in row]
         return BatchMeta(
             next_index=micro_batch.next_index,
-            num_tokens=sum(sample_length(one.sample) for one in drawn),
-            num_supervised=micro_batch.num_supervised,
-            step_supervised=step_supervised,
+            num_tokens=sum(sample_length(one.sample) for one in indexed),
+            num_targets=micro_batch.num_targets,
+            step_targets=step_targets,
             step_samples=step_samples,
-            samples_per_source=tuple(counts.tolist()),
-            draws=tuple(tuple(one.draw.number for one in row) for row in micro_batch.rows),
+            sample_indices=tuple(tuple(one.sample_index.number for one in row) for row in micro_batch.rows),
             num_broken=micro_batch.num_broken,
             tile_imbalance=micro_batch.tile_imbalance,
         )
 
-    def _make_rows(self) -> Iterator[list[_Drawn]]:
-        """Rows; after each, ``_next_index`` is the first draw that is in none of them."""
+    def _make_rows(self) -> Iterator[list[_IndexedSample]]:
+        """Rows; after each, ``_next_index`` is the first sample index that is in none of them."""
         if not self._packing:
-            for drawn in self._read_samples():
-                self._next_index = drawn.draw.number + self._world_size
-                yield [drawn]
+            for indexed in self._read_samples():
+                self._next_index = indexed.sample_index.number + self._world_size
+                yield [indexed]
         yield from pack_next_fit(
-            self._note_last(), self._sequence_length, lambda drawn: sample_length(drawn.sample)
+            self._note_last(), self._sequence_length, lambda indexed: sample_length(indexed.sample)
         )
 
-    def _note_last(self) -> Iterator[_Drawn]:
+    def _note_last(self) -> Iterator[_IndexedSample]:
         """Packing takes one sample more than the row holds: the first of the next row."""
-        for drawn in self._read_samples():
-            self._next_index = drawn.draw.number
-            yield drawn
+        for indexed in self._read_samples():
+            self._next_index = indexed.sample_index.number
+            yield indexed
 
-    def _read_samples(self) -> Iterator[_Drawn]:
-        """The samples of this rank's draws in order, without those that cannot be used."""
+    def _read_samples(self) -> Iterator[_IndexedSample]:
+        """The samples of this rank's sample indices in order, without those that cannot be used."""
         in_a_row = 0
         numbers = itertools.count(self._start, self._world_size)
-        draws = (Draw(number, *self._mixture[number]) for number in numbers)
-        for draw, result in self._reader.read(draws, measure=self._exchange is not None):
+        sample_indices = (SampleIndex(number, *self._mixture[number]) for number in numbers)
+        for sample_index, result in self._reader.read(sample_indices, measure=self._exchange is not None):
             if not isinstance(result, BrokenSample):
                 in_a_row = 0
-                yield _Drawn(draw, result)
+                yield _IndexedSample(sample_index, result)
                 continue
             in_a_row += 1
             self._num_broken += 1
-            self._warn_once(draw, result)
-            if in_a_row == MOST_BROKEN_IN_A_ROW:
+            self._warn_once(sample_index, result)
+            if in_a_row == MAX_BROKEN_IN_A_ROW:
                 raise ValueError(f"{in_a_row} samples in a row cannot be used; the last one: {result}")
 
-    def _warn_once(self, draw: Draw, broken: BrokenSample) -> None:
-        if (draw.source, draw.item) not in self._broken:
-            self._broken.add((draw.source, draw.item))
+    def _warn_once(self, sample_index: SampleIndex, broken: BrokenSample) -> None:
+        if (sample_index.source, sample_index.item) not in self._broken:
+            self._broken.add((sample_index.source, sample_index.item))
             logger.warning("left out: %s", broken)
 
 

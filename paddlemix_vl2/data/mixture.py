@@ -1,7 +1,7 @@
-"""Which sample of which source a draw is: a pure function of the draw's number.
+"""Maps a sample index to a source and one of its samples: a pure function of the index.
 
-So a run resumes from one number, every process of a parallel run knows its part without asking, and nothing
-has to be replayed.
+So a run resumes from one number, every process of a parallel run computes its part by itself, and nothing has
+to be replayed.
 """
 
 import math
@@ -17,10 +17,10 @@ _BLOCK_ORDER, _SOURCE_ORDER = 0, 1
 
 
 class Mixture:
-    """Draws from several sources in proportion to their weights.
+    """Samples from several sources in proportion to their weights.
 
-    Draws come in blocks of 1000. After every block each source has had its share of all draws so far, but for
-    rounding (Webster's method, which never takes a draw back when the total grows). Within a block the
+    Indices come in blocks of 1000. After every block each source has had its share of all indices so far, but
+    for rounding (Webster's method, which never takes one back when the total grows). Within a block the
     sources are shuffled. A source goes through all its samples in a fresh order, then again in another.
 
     Args:
@@ -49,20 +49,20 @@ class Mixture:
         self.lengths = [int(length) for length in lengths]
         self.weights = [float(weight) / math.fsum(weights) for weight in weights]
         self.seed = int(seed)
-        # The latest of each is kept for speed only: any draw gives the same at any time.
+        # The latest of each is kept for speed only: any index gives the same at any time.
         self._blocks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
-    def __getitem__(self, draw: int) -> tuple[int, int]:
-        """Source and sample of draw ``draw`` (from 0, without end)."""
-        if draw < 0:
-            raise IndexError(f"draw {draw}; draws are counted from 0")
-        sources, turns = self._block(draw // BLOCK)
-        source = int(sources[draw % BLOCK])
-        return source, self._item(source, int(turns[draw % BLOCK]))
+    def __getitem__(self, sample_index: int) -> tuple[int, int]:
+        """Source and sample of an index (from 0, without end)."""
+        if sample_index < 0:
+            raise IndexError(f"sample index {sample_index}; they are counted from 0")
+        sources, turns = self._block(sample_index // BLOCK)
+        source = int(sources[sample_index % BLOCK])
+        return source, self._item(source, int(turns[sample_index % BLOCK]))
 
     def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each draw of a block: its source, and how often the source was drawn before."""
+        """Of each index of a block: its source, and how often the source came before."""
         if block not in self._blocks:
             before, after = self._counts(block * BLOCK), self._counts((block + 1) * BLOCK)
             sources = np.repeat(np.arange(len(self.lengths)), np.subtract(after, before))
@@ -75,9 +75,9 @@ class Mixture:
         return self._blocks[block]
 
     def _counts(self, total: int) -> list[int]:
-        """How many of the first ``total`` draws each source has: Webster's apportionment.
+        """How many of the first ``total`` indices each source has: Webster's apportionment.
 
-        The k-th draw of a source (from 0) has the rank weight / (2 k + 1), and the ``total`` highest ranks
+        The k-th index of a source (from 0) has the rank weight / (2 k + 1), and the ``total`` highest ranks
         are taken; so a larger total only adds. A source's count is its exact share give or take half the
         number of sources, so all but the last few need no comparison.
         """

@@ -1,13 +1,16 @@
 """Samples into rows, rows into a batch of numpy arrays."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from paddlemix_vl2.processing.batching import Sample, pad_left, pad_right
+from paddlemix_vl2.layouts.batch_plan import plan_segments
+from paddlemix_vl2.layouts.fusion_plan import Layout, plan_fusion
+from paddlemix_vl2.processing.batching import Batch, Sample, pad_left, pad_right
 
-Row = Sequence[Sample]
+PackedRow = Sequence[Sample]
+Item = TypeVar("Item")
 
 
 def sample_length(sample: Sample) -> int:
@@ -16,12 +19,12 @@ def sample_length(sample: Sample) -> int:
 
 
 def pack_next_fit(
-    items: Iterable[Any], sequence_length: int, length: Callable[[Any], int] = sample_length
-) -> Iterator[list[Any]]:
+    items: Iterable[Item], sequence_length: int, length: Callable[[Any], int] = sample_length
+) -> Iterator[list[Item]]:
     """Fill rows in order: an item that does not fit ends the row and begins the next one.
 
-    A row depends on nothing before its first item, so a stream of rows goes on from there. When a row is
-    given out, exactly one item behind it has been taken from ``items`` (none at their end).
+    A row depends on nothing before its first item, so a stream of rows can resume there. When a row is
+    yielded, exactly one item behind it has been taken from ``items`` (none at their end).
 
     Args:
         items: samples, or anything that ``length`` measures.
@@ -32,7 +35,8 @@ def pack_next_fit(
     >>> list(pack_next_fit([3, 2, 4, 1, 5], 6, length=lambda item: item))
     [[3, 2], [4, 1], [5]]
     """
-    row, used = [], 0
+    row: list[Item] = []
+    used = 0
     for item in items:
         size = length(item)
         if size > sequence_length:
@@ -46,26 +50,20 @@ def pack_next_fit(
         yield row
 
 
-def count_supervised(sample: Sample, ignore_id: int) -> int:
+def count_targets(sample: Sample, ignore_id: int) -> int:
     """Labels of a sample that are learned; the first never is."""
     return int(np.count_nonzero(sample.labels[1:] != ignore_id))
 
 
-def collate(rows: Sequence[Row], pad_id: int, ignore_id: int) -> dict[str, np.ndarray]:
-    """One batch (B rows, T tokens of the longest, N the most views of a row, P the most pictures of a row).
+def collate(rows: Sequence[PackedRow], pad_id: int, ignore_id: int, layout: Layout) -> Batch:
+    """One batch of packed rows. The first token of each sample is not learned: the sample before it must not
+    learn to predict it.
 
     Args:
         rows: of training samples, one or several in each. A sample without pictures adds no view: the blank
-            one that it carries would shift the views of the samples behind it.
-
-    Returns:
-        input_ids            int64 [B, T], ``pad_id`` on the left
-        segment_ids          int64 [B, T], 1, 2, ... for the samples of a row, 0 on padding
-        images               float32 [B, N, 3, S, S], unused views zero; N is at least 1
-        images_seq_mask      bool [B, T]
-        images_spatial_crop  int64 [B, P, 2], unused rows [0, 0]; P is at least 1
-        labels               int64 [B, T], not shifted; ``ignore_id`` on padding and on the first token of
-                             each sample, which the sample before it must not learn to predict
+            one that it carries would shift the views of the samples behind it. There is at least one view
+            and one picture, of zeros.
+        layout: of the image tokens.
 
     Raises:
         ValueError: no rows, a row without samples, or samples made for inference.
@@ -76,30 +74,36 @@ def collate(rows: Sequence[Row], pad_id: int, ignore_id: int) -> dict[str, np.nd
         raise ValueError("a sample is made with inference_mode=True; rows are of training samples")
     ids, is_image = ([_join(row, name) for row in rows] for name in ("input_ids", "images_seq_mask"))
     views, grids = ([_join_pictures(row, name) for row in rows] for name in ("images", "images_spatial_crop"))
-    return {
-        "input_ids": pad_left(ids, pad_id),
-        "segment_ids": pad_left([_segment_ids(row) for row in rows], 0),
-        "images": pad_right(views, at_least=1),
-        "images_seq_mask": pad_left(is_image, False),
-        "images_spatial_crop": pad_right(grids, at_least=1),
-        "labels": pad_left([_labels(row, ignore_id) for row in rows], ignore_id),
-    }
+    images, crop = pad_right(views, at_least=1), pad_right(grids, at_least=1)
+    marks, segment_ids = pad_left(is_image, False), pad_left([_segment_ids(row) for row in rows], 0)
+    labels = pad_left([_labels(row, ignore_id) for row in rows], ignore_id)
+    # The views are the processor's, which repeats some of them.
+    fusion = plan_fusion(layout, crop, marks, images.shape[1], drop_repeated=True)
+    return Batch(
+        input_ids=pad_left(ids, pad_id),
+        images=images,
+        images_seq_mask=marks,
+        images_spatial_crop=crop,
+        plan=plan_segments(segment_ids, fusion, labels),
+        segment_ids=segment_ids,
+        labels=labels,
+    )
 
 
-def _segment_ids(row: Row) -> np.ndarray:
+def _segment_ids(row: PackedRow) -> np.ndarray:
     return np.repeat(np.arange(1, len(row) + 1, dtype=np.int64), [sample_length(sample) for sample in row])
 
 
-def _labels(row: Row, ignore_id: int) -> np.ndarray:
+def _labels(row: PackedRow, ignore_id: int) -> np.ndarray:
     first = np.array([ignore_id], dtype=np.int64)
     return np.concatenate([part for sample in row for part in (first, sample.labels[1:])])
 
 
-def _join(row: Row, name: str) -> np.ndarray:
+def _join(row: PackedRow, name: str) -> np.ndarray:
     return np.concatenate([getattr(sample, name) for sample in row])
 
 
-def _join_pictures(row: Row, name: str) -> np.ndarray:
+def _join_pictures(row: PackedRow, name: str) -> np.ndarray:
     """Of the samples that have pictures; of length 0 where none has."""
     arrays = [getattr(sample, name) for sample in row]
     return np.concatenate([a if s.num_image_tokens else a[:0] for a, s in zip(arrays, row, strict=True)])

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from paddlemix_vl2.data.files import IndexedFile
-from paddlemix_vl2.data.formats import read_entry, share_pictures
-from paddlemix_vl2.data.record import BrokenSample, Record
-from paddlemix_vl2.keys import check_key
+from paddlemix_vl2.config.checks import check_key
+from paddlemix_vl2.data.formats import parse_messages, read_entry
+from paddlemix_vl2.data.records import BrokenSample, Record, open_records
+from paddlemix_vl2.deprecation import rename
 
 FILE_FORMATS = ("llava", "messages", "grounding", "text")
-DRAWN = "drawn"
-FORMATS = (*FILE_FORMATS, DRAWN)
+SYNTHETIC = "synthetic"
+FORMATS = (*FILE_FORMATS, SYNTHETIC)
 _ONLY_FILES = ("path", "image_folder")
-_ONLY_DRAWN = ("task", "split", "size")
+_ONLY_SYNTHETIC = ("task", "split", "size")
 _TYPES = {"weight": (int, float), "size": (int,)}
 
 
@@ -24,12 +24,12 @@ class SourceSpec:
     """Where samples come from and how often; :meth:`from_dict` reads one from a configuration file.
 
     Attributes:
-        format: one of ``llava``, ``messages``, ``grounding``, ``text`` (files) and ``drawn``.
+        format: one of ``llava``, ``messages``, ``grounding``, ``text`` (files) and ``synthetic``.
         path: the data file.
         image_folder: what relative paths of pictures start from; the data file's folder when empty.
-        weight: share of the draws, relative to the other sources'.
+        weight: share of the samples, relative to the other sources'.
         name: what logs call the source; the path's stem or the task when empty.
-        task, split, size: for ``drawn``: which pictures, of which split, and how many of them there are.
+        task, split, size: for ``synthetic``: which pictures, of which split, and how many of them there are.
 
     Raises:
         ValueError: a field is missing, of the wrong kind or out of range.
@@ -52,7 +52,7 @@ class SourceSpec:
                 raise ValueError(f"{field.name} is {value!r}; it must be of type {kinds[-1].__name__}")
         if self.format not in FORMATS:
             raise ValueError(f"unknown format {self.format!r}; use one of {', '.join(FORMATS)}")
-        needed = "task" if self.format == DRAWN else "path"
+        needed = "task" if self.format == SYNTHETIC else "path"
         if not getattr(self, needed):
             raise ValueError(f"the format {self.format!r} needs a {needed}")
         if not math.isfinite(self.weight) or self.weight < 0:
@@ -60,8 +60,8 @@ class SourceSpec:
         if self.size < 1:
             raise ValueError(f"size is {self.size}; it must be at least 1")
         if not self.name:
-            object.__setattr__(self, "name", self.task if self.format == DRAWN else Path(self.path).stem)
-        if not self.image_folder and self.format != DRAWN:
+            object.__setattr__(self, "name", self.task if self.format == SYNTHETIC else Path(self.path).stem)
+        if not self.image_folder and self.format != SYNTHETIC:
             object.__setattr__(self, "image_folder", str(Path(self.path).parent))
 
     @classmethod
@@ -80,7 +80,8 @@ class SourceSpec:
             check_key(key, [field.name for field in fields(cls)], where)
         if "format" not in mapping:
             raise ValueError(f"{where}: format is missing; use one of {', '.join(FORMATS)}")
-        foreign = _ONLY_FILES if mapping["format"] == DRAWN else _ONLY_DRAWN
+        mapping = dict(rename("data source", key, value) for key, value in mapping.items())
+        foreign = _ONLY_FILES if mapping["format"] == SYNTHETIC else _ONLY_SYNTHETIC
         for key in foreign:
             if key in mapping:
                 raise ValueError(f"{where}: {key} does not belong to the format {mapping['format']!r}")
@@ -91,7 +92,7 @@ class SourceSpec:
 
 
 class FileSource:
-    """Samples of one data file, all checked when it is opened; pictures are looked at when they are drawn.
+    """Samples of one data file, all checked when it is opened; pictures are looked at when a sample is read.
 
     Raises:
         FileNotFoundError: the file or the folder of the pictures is missing.
@@ -105,7 +106,7 @@ class FileSource:
             raise FileNotFoundError(f"{spec.path}: no such file (source {spec.name!r}, path)")
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"{folder}: no such folder (source {spec.name!r}, image_folder)")
-        self._file = IndexedFile(
+        self._file = open_records(
             spec.path, lambda entry: read_entry(spec.format, entry, folder, read=False), progress
         )
 
@@ -113,7 +114,7 @@ class FileSource:
         return len(self._file)
 
     def place(self, index: int) -> str:
-        """Where sample ``index`` stands."""
+        """File and line of sample ``index``."""
         return self._file.place(index)
 
     def __getitem__(self, index: int) -> Record:
@@ -130,8 +131,8 @@ class FileSource:
             raise BrokenSample(place, str(error)) from None
 
 
-class DrawnSource:
-    """Pictures that are drawn when they are needed, with questions about them.
+class SyntheticSource:
+    """Pictures that are rendered when they are needed, with questions about them.
 
     Raises:
         ValueError: no such task or split.
@@ -149,21 +150,21 @@ class DrawnSource:
 
     def place(self, index: int) -> str:
         """Task, split and number of sample ``index``."""
-        return f"drawn {self.spec.task}/{self.spec.split} {index}"
+        return f"synthetic {self.spec.task}/{self.spec.split} {index}"
 
     def __getitem__(self, index: int) -> Record:
-        """Sample ``index``, drawn anew; the same every time."""
-        # Imported here: only this source needs what draws.
+        """Sample ``index``, rendered at every call; always the same."""
+        # Imported here: only this source needs what renders.
         from paddlemix_vl2.demo.samples import make_sample
 
         if not 0 <= index < self.spec.size:
             raise IndexError(f"sample {index} of {self.spec.size}")
         sample = make_sample(self.spec.task, self.spec.split, index)
-        messages = share_pictures(sample["messages"], sample.get("images"), "messages")
-        return Record(messages, None, self.place(index))
+        conversation = parse_messages(sample["messages"], sample.get("images"), "messages")
+        return Record(conversation, None, self.place(index))
 
 
-Source = FileSource | DrawnSource
+Source = FileSource | SyntheticSource
 
 
 def open_source(spec: SourceSpec, progress: bool = True) -> Source:
@@ -173,6 +174,6 @@ def open_source(spec: SourceSpec, progress: bool = True) -> Source:
         progress: whether to show a bar on standard error while a large file is checked.
 
     Raises:
-        FileNotFoundError, ValueError: as :class:`FileSource` and :class:`DrawnSource`.
+        FileNotFoundError, ValueError: as :class:`FileSource` and :class:`SyntheticSource`.
     """
-    return DrawnSource(spec) if spec.format == DRAWN else FileSource(spec, progress)
+    return SyntheticSource(spec) if spec.format == SYNTHETIC else FileSource(spec, progress)

@@ -1,4 +1,4 @@
-"""Which rank computes which rows of an optimizer step, so that all have about as many tiles to look at."""
+"""Which rank computes which rows of an optimizer step, so that all have about as many tiles."""
 
 import heapq
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class RowPlace(NamedTuple):
-    """A row of the step: the rank in whose draws it stands, and its number among that rank's rows."""
+    """A row of the step: the rank of its sample index, and its number among the rows of that rank."""
 
     rank: int
     row: int
@@ -20,7 +20,7 @@ def assign_rows(tiles: Sequence[Sequence[int]], batch_size: int) -> list[list[Ro
     the row with the most tiles goes to the rank that has the fewest so far (longest processing time first).
 
     Args:
-        tiles: of every row that a rank has drawn, [ranks][rows]; the same number of rows everywhere, a
+        tiles: of every row that a rank has read, [ranks][rows]; the same number of rows everywhere, a
             multiple of ``batch_size``.
         batch_size: rows of a micro-batch.
 
@@ -32,7 +32,7 @@ def assign_rows(tiles: Sequence[Sequence[int]], batch_size: int) -> list[list[Ro
     """
     ranks = range(len(tiles))
     places = [RowPlace(rank, row) for rank in ranks for row in range(len(tiles[rank]))]
-    # Equal rows in the order of their draws, so that any number of ranks has the same micro-batches together.
+    # Equal rows in the order of their indices, so that any number of ranks has the same micro-batches.
     places.sort(key=lambda place: (-tiles[place.rank][place.row], place.row, place.rank))
     assigned: list[list[RowPlace]] = [[] for _ in ranks]
     totals = [0 for _ in ranks]

@@ -6,24 +6,23 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import parent_process
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import NamedTuple
 
 from paddlemix_vl2.data.preparation import prepare_item
-from paddlemix_vl2.data.record import BrokenSample
+from paddlemix_vl2.data.records import BrokenSample
 from paddlemix_vl2.data.sources import Source
+from paddlemix_vl2.process_tuning import THREADS_VARIABLE
 from paddlemix_vl2.processing.batching import Sample
-from paddlemix_vl2.processing.processor import DeepseekVLV2Processor
-
-_THREADS_VARIABLE = "OMP_NUM_THREADS"
+from paddlemix_vl2.processing.deepseek_vl2 import DeepseekVLV2Processor
 
 
-class Draw(NamedTuple):
-    """One draw of the mixture: its number, the source and the sample in the source."""
+class SampleIndex(NamedTuple):
+    """An index of the mixture: its number, the source and the sample in the source."""
 
     number: int
     source: int
@@ -35,31 +34,36 @@ class InlineReader:
     """Reads in this process.
 
     Attributes:
-        sources, processor: what draws are read with.
-        max_length, too_long: as in :func:`~paddlemix_vl2.data.preparation.prepare`.
+        sources, processor: what sample indices are read with.
+        max_length, overlong: as in :func:`~paddlemix_vl2.data.preparation.prepare`.
     """
 
     sources: Sequence[Source]
     processor: DeepseekVLV2Processor
     max_length: int
-    too_long: str
+    overlong: str
 
     def read(
-        self, draws: Iterator[Draw], measure: bool = False
-    ) -> Iterator[tuple[Draw, Sample | BrokenSample]]:
-        """Each draw with its sample, or with the reason why there is none."""
-        return ((draw, self.read_one(draw, measure)) for draw in draws)
+        self, sample_indices: Iterable[SampleIndex | None], measure: bool = False
+    ) -> Iterator[tuple[SampleIndex, Sample | BrokenSample]]:
+        """Each sample index with its sample, or with the reason why there is none; None, as
+        :meth:`WorkerReader.read` may have it, is never the next one here."""
+        for sample_index in sample_indices:
+            if sample_index is None:
+                raise RuntimeError("a sample is asked for before its index is known")
+            yield sample_index, self.read_one(sample_index, measure)
 
-    def read_one(self, draw: Draw, measure: bool) -> Sample | BrokenSample:
-        """The sample of one draw; one without pictures also without its blank view.
+    def read_one(self, sample_index: SampleIndex, measure: bool) -> Sample | BrokenSample:
+        """The sample of an index; one without pictures also without its blank view.
 
         Args:
-            measure: leave the views empty, and read of the pictures' files only what tells their number.
+            measure: leave the views empty; of a picture's file only the size is read, which gives their
+                number.
         """
-        source = self.sources[draw.source]
+        source = self.sources[sample_index.source]
         processor = self.processor.without_pixels() if measure else self.processor
         try:
-            sample = prepare_item(source, draw.item, processor, self.max_length, self.too_long)
+            sample = prepare_item(source, sample_index.item, processor, self.max_length, self.overlong)
         except BrokenSample as broken:
             return broken
         # Most of the bytes of a text sample, and nothing reads them: they would cross to another process.
@@ -70,7 +74,7 @@ class InlineReader:
 
 
 class WorkerReader:
-    """Reads in ``num_workers`` other processes, a bounded number of draws ahead.
+    """Reads in ``num_workers`` other processes, a bounded number of sample indices ahead.
 
     The processes are started afresh (spawn): a copy of a process in which Paddle has threads may hang. A
     script that makes one therefore needs ``if __name__ == "__main__":``. Each has one thread for numpy. They
@@ -78,7 +82,7 @@ class WorkerReader:
 
     Args:
         reader: what every process reads with; it is sent there once.
-        ahead: draws that may be under way or waiting.
+        ahead: sample indices that may be under way or waiting.
     """
 
     def __init__(self, reader: InlineReader, num_workers: int, ahead: int):
@@ -87,33 +91,32 @@ class WorkerReader:
         self._pool = ProcessPoolExecutor(num_workers, _WorkerContext(), _start_worker, (reader,))
 
     def read(
-        self, draws: Iterator[Draw | None], measure: bool = False
-    ) -> Iterator[tuple[Draw, Sample | BrokenSample]]:
-        """Each draw with its sample or the reason why there is none.
+        self, sample_indices: Iterable[SampleIndex | None], measure: bool = False
+    ) -> Iterator[tuple[SampleIndex, Sample | BrokenSample]]:
+        """Each sample index with its sample or the reason why there is none.
 
         Args:
-            draws: without end; None where the next one is not known yet, and as many results as draws before
-                it are still asked for.
+            sample_indices: without end; None where the next one is not known yet, and as many results as
+                indices before it are still asked for.
             measure: as :meth:`InlineReader.read_one`.
 
         Raises:
             RuntimeError: reading failed by a fault of the program, or a process has ended.
         """
-        waiting = deque()
-        for draw in draws:
-            oldest = draw
+        waiting: deque[tuple[SampleIndex, Future[Sample | BrokenSample]]] = deque()
+        for sample_index in sample_indices:
+            newest = waiting[0][0] if sample_index is None else sample_index
             try:
-                if draw is not None:
-                    waiting.append((draw, self._pool.submit(_read_one, draw, measure)))
+                if sample_index is not None:
+                    waiting.append((sample_index, self._pool.submit(_read_one, sample_index, measure)))
                     if len(waiting) < self._ahead:
                         continue
                 oldest, future = waiting.popleft()
                 result = future.result()
             except BrokenProcessPool as error:
-                last = draw or oldest
-                place = self._reader.sources[last.source].place(last.item)
+                place = self._reader.sources[newest.source].place(newest.item)
                 raise RuntimeError(
-                    f"a data process has ended while it read {place} or one of the draws before it, "
+                    f"a data process has ended while it read {place} or one of the sample indices before it, "
                     "most often for lack of memory; try fewer num_workers"
                 ) from error
             yield oldest, result
@@ -127,15 +130,15 @@ class _SingleThreadedProcess(SpawnProcess):
     """A new process whose environment asks for one thread, before anything there can read it."""
 
     def start(self) -> None:
-        before = os.environ.get(_THREADS_VARIABLE)
-        os.environ[_THREADS_VARIABLE] = "1"
+        before = os.environ.get(THREADS_VARIABLE)
+        os.environ[THREADS_VARIABLE] = "1"
         try:
             super().start()
         finally:
             if before is None:
-                del os.environ[_THREADS_VARIABLE]
+                del os.environ[THREADS_VARIABLE]
             else:
-                os.environ[_THREADS_VARIABLE] = before
+                os.environ[THREADS_VARIABLE] = before
 
 
 class _WorkerContext(SpawnContext):
@@ -144,7 +147,7 @@ class _WorkerContext(SpawnContext):
 
 # ---- in the other process ----
 
-_own: InlineReader | None = None  # a pool calls plain functions: this is the only place for what they need
+_own: InlineReader  # a pool calls plain functions: this is the only place for what they need
 
 
 def _start_worker(reader: InlineReader) -> None:
@@ -156,11 +159,12 @@ def _start_worker(reader: InlineReader) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker waiting for work would not notice that nobody is left to send it."""
+    """A worker that waits for work would not notice that the sender is gone."""
     with contextlib.suppress(Exception):
-        parent_process().join()
+        if (parent := parent_process()) is not None:
+            parent.join()
     os._exit(1)
 
 
-def _read_one(draw: Draw, measure: bool) -> Sample | BrokenSample:
-    return _own.read_one(draw, measure)
+def _read_one(sample_index: SampleIndex, measure: bool) -> Sample | BrokenSample:
+    return _own.read_one(sample_index, measure)

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from paddlemix_vl2.demo.questions import KINDS, Question
+from paddlemix_vl2.demo.questions import KINDS, SyntheticQuestion
 from paddlemix_vl2.demo.samples import make_question, prompt_messages
 from paddlemix_vl2.demo.scoring import is_right
 from paddlemix_vl2.demo.vocabulary import LANGUAGES
-from paddlemix_vl2.generation.batched import BatchLimits, answer_conversations
+from paddlemix_vl2.generation.batched import GenerationLimits, answer_conversations
 
 # The longest answer names five things with their boxes.
 MAX_NEW_TOKENS = 160
@@ -19,7 +19,7 @@ MAX_NEW_TOKENS = 160
 class Answered(NamedTuple):
     """A question and what the model said to it."""
 
-    question: Question
+    question: SyntheticQuestion
     answer: str
     right: bool
 
@@ -52,9 +52,12 @@ def evaluate(
 
 
 def answer_all(
-    model, processor, asked: list[tuple[list[Image.Image], Question]], max_new_tokens: int = MAX_NEW_TOKENS
+    model,
+    processor,
+    asked: list[tuple[list[Image.Image], SyntheticQuestion]],
+    max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[str]:
     """The model's answers to questions about pictures, as one batch."""
-    limits = BatchLimits(max_new_tokens, batch_size=len(asked), batch_tokens=sys.maxsize)
+    limits = GenerationLimits(max_new_tokens, batch_size=len(asked), batch_tokens=sys.maxsize)
     conversations = enumerate(prompt_messages(images, question) for images, question in asked)
     return [answer.text for answer in answer_conversations(model, processor, conversations, limits)]

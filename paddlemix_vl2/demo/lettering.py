@@ -12,7 +12,7 @@ def _load_font(name: str, size: int) -> ImageFont.FreeTypeFont:
     from matplotlib import get_data_path
 
     file = Path(get_data_path()) / "fonts" / "ttf" / name
-    # The other layout engine is not everywhere, and draws "fl" as one letter.
+    # The other layout engine is not installed everywhere, and renders "fl" as one letter.
     return ImageFont.truetype(str(file), size, layout_engine=ImageFont.Layout.BASIC)
 
 

@@ -21,7 +21,7 @@ from paddlemix_vl2.demo.scenes import (
     pick,
 )
 from paddlemix_vl2.demo.vocabulary import COLORS, PLURALS, SHAPES
-from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, format_boxes
+from paddlemix_vl2.processing.boxes import LARGEST_COORDINATE, format_boxes
 
 CLOSED = ("colour", "shape", "count", "position")
 READING = ("read", "read_number", "read_line")
@@ -40,7 +40,7 @@ EXTRA_KINDS = ("other_language",)
 
 
 @dataclass(frozen=True)
-class Question:
+class SyntheticQuestion:
     """A question and its answer, without the pictures.
 
     Attributes:
@@ -57,7 +57,7 @@ class Question:
     about: str = ""
 
 
-def ask(rng: np.random.Generator, subject: Subject, kind: str, language: str) -> Question | None:
+def ask(rng: np.random.Generator, subject: Subject, kind: str, language: str) -> SyntheticQuestion | None:
     """A question of this kind; None where the subject has none with one right answer."""
     asker = _ASKERS[type(subject)].get(kind) or _EXTRA_ASKERS.get((type(subject), kind))
     found = asker(rng, subject, language) if asker else None
@@ -65,7 +65,7 @@ def ask(rng: np.random.Generator, subject: Subject, kind: str, language: str) ->
         return None
     row, asked, answer, about = found
     prompt = pick(rng, phrases.PROMPTS[row][language]).format(asked)
-    return Question(kind, language, prompt, answer, f"{row} {about}")
+    return SyntheticQuestion(kind, language, prompt, answer, f"{row} {about}")
 
 
 def kinds_of(subject: type) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def _ground(rng, subject, language: str) -> _Found:
 
 
 def located(name: str, box: Box, size: Size) -> str:
-    """A name with its box, in the form that ``generation.grounding`` reads.
+    """A name with its box, in the form that ``processing.boxes`` reads.
 
     >>> located("the cat", (42, 0, 84, 21), (84, 84))
     '<|ref|>the cat<|/ref|><|det|>[[500, 0, 999, 250]]<|/det|>'

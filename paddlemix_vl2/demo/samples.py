@@ -1,4 +1,4 @@
-"""Conversations about drawn pictures: ``make_sample(task, split, index)``.
+"""Conversations about synthetic pictures: ``make_sample(task, split, index)``.
 
 Whether a picture belongs to the split "train" or "test" is decided by what it shows, so no picture of one
 split can occur in the other.
@@ -13,18 +13,18 @@ import numpy as np
 from PIL import Image
 
 from paddlemix_vl2.demo import scenes
-from paddlemix_vl2.demo.drawing import draw_all
 from paddlemix_vl2.demo.questions import (
     EXTRA_KINDS,
     KINDS,
     READING,
-    Question,
+    SyntheticQuestion,
     ask,
     describe,
     describe_with_boxes,
     kinds_of,
     parts_of,
 )
+from paddlemix_vl2.demo.rendering import render_all
 from paddlemix_vl2.demo.scenes import TILE, Chart, Pair, Scene, Subject, TextCard, pick, pick_weighted
 from paddlemix_vl2.demo.vocabulary import LANGUAGES
 from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, IMAGE_TOKEN, USER_TOKEN
@@ -47,7 +47,7 @@ _EXTRA_SUBJECTS = {"other_language": "scene"}
 _PRACTICE = {
     "grid": (scenes.make_grid, {"describe": 4, "colour": 2, "shape": 2, "position": 2, "ground": 0.4}),
     "color_grid": (scenes.make_color_grid, {"colour": 4, "describe": 1, "position": 2}),
-    # Boxes and sentences are four fifths of what scenes' answers hold; here is nothing but short answers, and
+    # Boxes and sentences are four fifths of the tokens of scenes' answers; here are short answers only, and
     # two in five are about what is learned last: colours.
     "closed": (scenes.make_scene, {"colour": 2, "shape": 1, "count": 1, "position": 1}),
     "locate": (scenes.make_scene, {"position": 3, "ground": 1}),
@@ -86,7 +86,7 @@ _WEIGHTS = {
     Pair: {"compare": 6, "describe": 1},
 }
 _TURNS = {Scene: (4, 7), TextCard: (2, 5), Chart: (3, 6), Pair: (3, 5)}
-# These tell all at once: not more than one of them in a conversation.
+# These describe the whole picture: at most one of them in a conversation.
 _LISTS = ("describe", "grounded_describe")
 _ONE_IN_TEST = 8
 _TRIES = 40
@@ -97,8 +97,8 @@ def make_sample(task: str, split: str, index: int) -> dict:
 
     Args:
         task: "scene", "text", "chart", "compare": questions about such pictures; "mixed": one of these;
-            "caption": all kinds of pictures, one turn that tells everything; "simple": the same of a single
-            thing or text; "words": what a picture shows is told instead of shown; "grid": scenes of many
+            "caption": all kinds of pictures, one turn that describes everything; "simple": the same of a
+            single thing or text; "words": a text describes what a picture would show; "grid": scenes of many
             small things; "color_grid": the same, different in colour only; "closed": scenes, asked for
             colour, shape, count and position only; "locate": where things of a scene are;
             "ink": cards of several words, mostly asked for their colours; "other_language": questions that
@@ -106,8 +106,8 @@ def make_sample(task: str, split: str, index: int) -> dict:
         split: "train" or "test".
 
     Returns:
-        ``{"messages": [...]}`` as :func:`paddlemix_vl2.processing.conversation.build_pieces` takes them, with
-        PIL pictures.
+        ``{"messages": [...]}`` as :meth:`paddlemix_vl2.processing.conversation.Conversation.parse` takes
+        them, with PIL pictures.
 
     Raises:
         ValueError: unknown task or split.
@@ -121,17 +121,17 @@ def make_sample(task: str, split: str, index: int) -> dict:
         make, weights = _PRACTICE[task]
         subject = _make_of_split(rng, make, split)
         turns = _ask_turns(rng, subject, weights=weights)
-        return {"messages": _messages(turns, draw_all(subject))}
+        return {"messages": _messages(turns, render_all(subject))}
     name = task if task in SUBJECTS else pick_weighted(rng, _MIXED)
     subject = _make_subject(rng, name, split)
     if task == "words":
         return {"messages": _tell(rng, subject)}
     turns = [_ask_for_all(rng, subject)] if task == "caption" else _ask_turns(rng, subject)
-    return {"messages": _messages(turns, draw_all(subject))}
+    return {"messages": _messages(turns, render_all(subject))}
 
 
 def _make_simple(rng: np.random.Generator, split: str) -> dict:
-    """One thing, or one word or number, on a picture of one tile: a turn that tells it, now and then another
+    """One thing, or one word or number, on a picture of one tile: a turn that names it, sometimes another
     that locates it."""
     name, kind = ("scene", "describe") if rng.random() < 0.4 else ("text", "read")
     while True:
@@ -139,10 +139,12 @@ def _make_simple(rng: np.random.Generator, split: str) -> dict:
         if subject.size == (TILE, TILE) and len(parts_of(subject)) == 1:
             kinds = [kind, "ground"] if name == "scene" and rng.random() < 0.3 else [kind]
             turns = [ask(rng, subject, kind, pick(rng, LANGUAGES)) for kind in kinds]
-            return {"messages": _messages(turns, draw_all(subject))}
+            return {"messages": _messages(turns, render_all(subject))}
 
 
-def make_question(kind: str, split: str, index: int, language: str) -> tuple[list[Image.Image], Question]:
+def make_question(
+    kind: str, split: str, index: int, language: str
+) -> tuple[list[Image.Image], SyntheticQuestion]:
     """One question of a kind with its pictures, for evaluation; always the same for the same arguments.
 
     Raises:
@@ -160,10 +162,10 @@ def make_question(kind: str, split: str, index: int, language: str) -> tuple[lis
     while question is None:
         subject = _make_subject(rng, pick_weighted(rng, weights), split)
         question = ask(rng, subject, kind, language)
-    return draw_all(subject), question
+    return render_all(subject), question
 
 
-def prompt_messages(images: list[Image.Image], question: Question) -> list[dict]:
+def prompt_messages(images: list[Image.Image], question: SyntheticQuestion) -> list[dict]:
     """A question as a conversation that the model is to continue."""
     return _messages([question], images)[:1]
 
@@ -197,14 +199,14 @@ def _ask_turns(
     subject: Subject,
     left_out: tuple[str, ...] = (),
     weights: dict[str, float] | None = None,
-) -> list[Question]:
+) -> list[SyntheticQuestion]:
     """Questions about different facts, in random order within :func:`_rank`; of the kinds in ``weights``, or
     of the usual ones of such a subject."""
     weights = weights or _WEIGHTS[type(subject)]
     weights = {kind: weight for kind, weight in weights.items() if kind not in left_out}
     low, high = _TURNS[type(subject)]
     count = int(rng.integers(low, high + 1))
-    turns: list[Question] = []
+    turns: list[SyntheticQuestion] = []
     for _ in range(_TRIES):
         question = ask(rng, subject, pick_weighted(rng, weights), pick(rng, LANGUAGES))
         if question is not None and not _is_told(question, turns):
@@ -214,13 +216,13 @@ def _ask_turns(
     return sorted(turns, key=_rank) if rng.random() < 0.8 else turns
 
 
-def _rank(question: Question) -> int:
-    """Reading first, since other questions about text name it; what tells everything last: whoever has read
-    the answer need not look at the picture any more."""
+def _rank(question: SyntheticQuestion) -> int:
+    """Reading first, since other questions about text name it; what describes everything last: behind its
+    answer the picture is not needed any more."""
     return 2 if question.kind in _LISTS else int(question.kind not in READING)
 
 
-def _is_told(question: Question, turns: list[Question]) -> bool:
+def _is_told(question: SyntheticQuestion, turns: list[SyntheticQuestion]) -> bool:
     """Whether an earlier turn gave the answer away: it could be copied from there."""
     if question.kind in _LISTS:
         return any(other.kind in _LISTS for other in turns)
@@ -229,7 +231,7 @@ def _is_told(question: Question, turns: list[Question]) -> bool:
     return question.about in [other.about for other in turns]
 
 
-def _ask_for_all(rng: np.random.Generator, subject: Subject) -> Question:
+def _ask_for_all(rng: np.random.Generator, subject: Subject) -> SyntheticQuestion:
     weights = {"describe": 0.6, "grounded_describe": 0.4, "read": 0.8}
     weights = {kind: weight for kind, weight in weights.items() if kind in kinds_of(type(subject))}
     return ask(rng, subject, pick_weighted(rng, weights), pick(rng, LANGUAGES))
@@ -242,8 +244,8 @@ def _tell(rng: np.random.Generator, subject: Subject) -> list[dict]:
         told, left_out = describe(subject, language), ("ground", "grounded_describe")
     else:
         told, left_out = describe_with_boxes(subject, language), ()
-    # Neither way of telling says in which colour something is written, the first not even in which line; a
-    # chart's values cannot be seen from words about its boxes.
+    # Neither description has the colour of what is written, and the first not its line; a chart's values do
+    # not follow from a description with boxes.
     if isinstance(subject, TextCard):
         left_out += ("colour", "read_line")
     turns = _ask_turns(rng, subject, left_out)
@@ -252,7 +254,7 @@ def _tell(rng: np.random.Generator, subject: Subject) -> list[dict]:
     return messages
 
 
-def _messages(turns: list[Question], images: list[Image.Image]) -> list[dict]:
+def _messages(turns: list[SyntheticQuestion], images: list[Image.Image]) -> list[dict]:
     messages = []
     for question in turns:
         messages.append({"role": USER_TOKEN, "content": question.prompt})

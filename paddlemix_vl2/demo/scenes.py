@@ -1,4 +1,4 @@
-"""What a picture shows, before it is drawn: scenes of shapes, cards with text, bar charts, pairs of scenes.
+"""What a picture shows, before it is rendered: scenes, cards with text, bar charts, pairs of scenes.
 
 Boxes are left, top, right, bottom in pixels, right and bottom exclusive. Makers take a numpy ``Generator``
 and depend on nothing else.
@@ -17,7 +17,7 @@ Size = tuple[int, int]  # width, height
 
 TILE = 84
 _GAP = 3  # least distance between things and to the border, pixels
-_SMALLEST_FONT = 20
+_MIN_FONT = 20
 _SHIFT = 4  # pixels by which text may be off the middle of its place: anywhere takes far longer to learn
 _LARGEST_VALUE = 9
 
@@ -88,7 +88,7 @@ class Chart:
     """Bars from left to right, of distinct colours.
 
     Attributes:
-        base: y of the axis on which the bars stand; ``unit``: pixels per one of value.
+        base: y of the axis below the bars; ``unit``: pixels per one of value.
     """
 
     size: Size
@@ -152,14 +152,14 @@ def make_scene(rng: np.random.Generator) -> Scene:
 
 
 def make_grid(rng: np.random.Generator) -> Scene:
-    """A scene of five to nine things, each within its cell of the grid: to tell what is where, one has to
-    look there. Only practice: questions that count are about the scenes of :func:`make_scene`."""
+    """A scene of five to nine things, each within its cell of the grid: what is where can only be seen there.
+    For practice; evaluation asks about the scenes of :func:`make_scene`."""
     return _grid_of(rng, _looks(rng, int(rng.integers(5, 10))))
 
 
 def make_color_grid(rng: np.random.Generator) -> Scene:
-    """The same of four to seven things that differ in nothing but their colour and place. Nearly every colour
-    is in every such picture: which ones there are tells nothing of which is where."""
+    """The same of four to seven things that differ in colour and place only. Nearly every picture has nearly
+    every colour, so the set of colours does not show which is where."""
     shape = pick(rng, list(SHAPES))
     return _grid_of(rng, [(shape, color) for color in pick_some(rng, list(COLORS), int(rng.integers(4, 8)))])
 
@@ -208,7 +208,7 @@ def _looks(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
 def _places(
     rng: np.random.Generator, size: Size, count: int, sides: tuple[int, int]
 ) -> list[tuple[int, Box]] | None:
-    """Cells and boxes that keep apart; None where the dice made that impossible."""
+    """Cells and boxes that keep apart; None where the random sizes do not allow it."""
     places: list[tuple[int, Box]] = []
     for cell in pick_some(rng, range(9), count):
         side = int(rng.integers(sides[0], sides[1] + 1))
@@ -283,7 +283,7 @@ def _make_item(rng: np.random.Generator, cell: Box) -> TextItem | None:
     color, font = pick(rng, TEXT_COLORS), pick(rng, FONTS)
     left, top, width, height = cell
     # As large as fits, or a little smaller: a letter then covers one image token or more.
-    for size in range(int(rng.integers(36, 57)), _SMALLEST_FONT - 1, -1):
+    for size in range(int(rng.integers(36, 57)), _MIN_FONT - 1, -1):
         ink = letters(text, font, size)
         if ink.width + 2 * _GAP <= width and ink.height + 2 * _GAP <= height:
             x = left + _near_middle(rng, width - ink.width)

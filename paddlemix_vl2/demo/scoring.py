@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable
 
-from paddlemix_vl2.demo.questions import CLOSED, READING, Question
+from paddlemix_vl2.demo.questions import CLOSED, READING, SyntheticQuestion
 from paddlemix_vl2.demo.vocabulary import LANGUAGES
-from paddlemix_vl2.generation.grounding import LARGEST_COORDINATE, overlap, parse_boxes
+from paddlemix_vl2.processing.boxes import LARGEST_COORDINATE, MIN_IOU, box_iou, parse_boxes
 
-LEAST_OVERLAP = 0.5
 GROUPS = {"closed questions": CLOSED, "reading": READING, "grounding": ("ground",)}
 
 
-def is_right(question: Question, answer: str) -> bool:
+def is_right(question: SyntheticQuestion, answer: str) -> bool:
     """Whether ``answer`` is the right one.
 
     Boxes are right when each overlaps the true one by at least half (intersection over union); where several
@@ -24,7 +23,7 @@ def is_right(question: Question, answer: str) -> bool:
         return False
     if question.kind == "grounded_describe" and [e.label for e in expected] != [f.label for f in found]:
         return False
-    return all(overlap(e.box, f.box) >= LEAST_OVERLAP for e, f in zip(expected, found, strict=True))
+    return all(box_iou(e.box, f.box) >= MIN_IOU for e, f in zip(expected, found, strict=True))
 
 
 def _parse(answer: str):
@@ -38,7 +37,7 @@ class ScoreTable:
     def __init__(self):
         self._counts: dict[tuple[str, str], list[int]] = {}
 
-    def add(self, question: Question, right: bool) -> None:
+    def add(self, question: SyntheticQuestion, right: bool) -> None:
         counts = self._counts.setdefault((question.kind, question.language), [0, 0])
         counts[0] += right
         counts[1] += 1

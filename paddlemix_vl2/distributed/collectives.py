@@ -1,4 +1,4 @@
-"""Values of all processes as one; with a single process each of these is the value itself."""
+"""Collectives over all processes; with a single process each of them returns the value itself."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from paddle import distributed
 
 
 def num_processes() -> int:
-    """Those that were started together, this one included; known before they meet."""
+    """Processes that were started together, this one included; known before their groups are made."""
     return distributed.get_world_size()
 
 
@@ -34,6 +34,6 @@ def gather_objects(value: Any) -> list:
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Return when every process has called it."""
     if distributed.is_initialized():
         distributed.barrier()

@@ -1,11 +1,11 @@
-"""Tokens to their experts in other processes and back: the two dispatchers that ``DeepseekV2MoE`` takes.
+"""The two token dispatchers of expert parallelism, which ``DeepseekV2MoE`` takes.
 
 ::
 
     rows sorted by expert --dispatch--> rows of this process's experts, sorted --experts--> --combine--> rows
 
-Both give what one process with all experts computes. Rows may be as unevenly spread as they like, a process
-without any included.
+Both give what one process with all experts computes. The rows may be spread unevenly; a process may have
+none.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ from paddle.autograd import PyLayer
 from paddle.distributed.communication.group import Group
 
 from paddlemix_vl2.distributed.mesh import ExpertMesh
-from paddlemix_vl2.models.moe import Dispatched
+from paddlemix_vl2.models.moe.dispatch import Dispatched
 
 
-class ExchangingDispatcher:
+class AllToAllTokenDispatcher:
     """Sends every row to the process of its expert: for training, where processes have tokens of their own.
 
     All processes of the group must call :meth:`dispatch` and :meth:`combine` equally often, forward and
@@ -32,19 +32,19 @@ class ExchangingDispatcher:
         self.experts = mesh.experts(num_experts)
         self._group, self._degree, self._position = mesh.expert_group, mesh.degree, mesh.position
 
-    def dispatch(self, rows: paddle.Tensor, load: paddle.Tensor) -> Dispatched:
+    def dispatch(self, rows: paddle.Tensor, tokens_per_expert: paddle.Tensor) -> Dispatched:
         """Send the rows to their experts.
 
         Args:
-            rows: [P, H], sorted by expert.
-            load: int64 [E], how many of them are for each expert.
+            rows: [R, H], sorted by expert.
+            tokens_per_expert: int64 [E], how many of them are for each expert.
 
         Returns:
             the rows of all processes for this one's experts, sorted by expert, then by process.
         """
-        loads: list[paddle.Tensor] = []
-        distributed.all_gather(loads, load, group=self._group)
-        table = paddle.stack(loads).numpy().reshape([self._degree, self._degree, -1])  # [from, to, expert]
+        gathered: list[paddle.Tensor] = []
+        distributed.all_gather(gathered, tokens_per_expert, group=self._group)
+        table = paddle.stack(gathered).numpy().reshape([self._degree, self._degree, -1])  # [from, to, expert]
         arriving = table[:, self._position]  # [from, own expert]
         counts = table.sum(axis=-1)
         arrived = _Exchange.apply(rows, counts, self._group)
@@ -52,13 +52,13 @@ class ExchangingDispatcher:
         return Dispatched(paddle.gather(arrived, order), arriving.sum(axis=0).tolist(), (order, counts))
 
     def combine(self, outputs: paddle.Tensor, dispatched: Dispatched) -> paddle.Tensor:
-        """Send the experts' outputs [rows, H] back: [P, H], in the order in which the rows were given."""
-        order, counts = dispatched.way_back
+        """Send the experts' outputs [rows, H] back: [R, H], in the order in which the rows were given."""
+        order, counts = dispatched.combine_metadata
         return _Exchange.apply(paddle.gather(outputs, order.argsort()), counts.T, self._group)
 
 
 def sort_by_expert(counts: np.ndarray) -> np.ndarray:
-    """Where the rows sorted by expert stand among rows sorted by process, and by expert within each.
+    """Positions of the rows sorted by expert among rows sorted by process, and by expert within each.
 
     Args:
         counts: int64 [processes, experts].
@@ -74,7 +74,7 @@ def sort_by_expert(counts: np.ndarray) -> np.ndarray:
     return np.repeat(experts, counts.flatten()).argsort(kind="stable")
 
 
-class ReplicatedDispatcher:
+class AllReduceTokenDispatcher:
     """For processes that all have the same tokens, as when they answer one question together: each runs its
     own experts on them, and the outputs are summed. Without gradients.
 
@@ -86,17 +86,17 @@ class ReplicatedDispatcher:
         self.experts = mesh.experts(num_experts)
         self._group = mesh.expert_group
 
-    def dispatch(self, rows: paddle.Tensor, load: paddle.Tensor) -> Dispatched:
-        """Of the rows [P, H], sorted by expert, those of this process's experts: they are neighbours."""
-        counts = load.tolist()
+    def dispatch(self, rows: paddle.Tensor, tokens_per_expert: paddle.Tensor) -> Dispatched:
+        """Of the rows [R, H], sorted by expert, those of this process's experts: they are neighbours."""
+        counts = tokens_per_expert.tolist()
         first = sum(counts[: self.experts.start])
         counts = counts[self.experts.start : self.experts.stop]
         last = first + sum(counts)
         return Dispatched(rows[first:last], counts, (first, rows.shape[0] - last))
 
     def combine(self, outputs: paddle.Tensor, dispatched: Dispatched) -> paddle.Tensor:
-        """The outputs of all processes in the order of the rows, [P, H]."""
-        before, behind = dispatched.way_back
+        """The outputs of all processes in the order of the rows, [R, H]."""
+        before, behind = dispatched.combine_metadata
         width = outputs.shape[-1]
         parts = [paddle.zeros([before, width], outputs.dtype), outputs]
         whole = paddle.concat([*parts, paddle.zeros([behind, width], outputs.dtype)])
@@ -109,12 +109,12 @@ class _Exchange(PyLayer):
 
     @staticmethod
     def forward(ctx, rows: paddle.Tensor, counts: np.ndarray, group: Group) -> paddle.Tensor:
-        ctx.way_back = counts.T, group
+        ctx.combine_metadata = counts.T, group
         return exchange_rows(rows, counts, group)
 
     @staticmethod
     def backward(ctx, grad: paddle.Tensor) -> paddle.Tensor:
-        return exchange_rows(grad, *ctx.way_back)
+        return exchange_rows(grad, *ctx.combine_metadata)
 
 
 @paddle.no_grad()
@@ -137,7 +137,7 @@ def exchange_rows(rows: paddle.Tensor, counts: np.ndarray, group: Group) -> padd
 
 
 def _exchange_by_broadcast(rows: paddle.Tensor, counts: np.ndarray, group: Group) -> paddle.Tensor:
-    """Each process shows all of its rows to all, and each takes its own: more traffic than needed. Not by
+    """Each process broadcasts all of its rows, and each takes its own: more traffic than needed. Not by
     messages between two, which over gloo carry a number that counts the calls of a process: with more than
     two processes these get out of step."""
     arrived = []

@@ -1,7 +1,7 @@
-"""What a process says when another one is gone.
+"""The error of a process when another one is gone.
 
-``paddle.distributed.launch`` looks every three seconds whether one of its processes has failed, and ends the
-others. Those that wait for the lost one notice it first: gloo tells them at once where it has died, and after
+``paddle.distributed.launch`` checks every three seconds whether one of its processes has failed, and ends the
+others. Those that wait for the lost one notice it first: gloo reports it at once where it has died, and after
 30 seconds where it hangs.
 """
 

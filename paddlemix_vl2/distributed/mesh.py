@@ -1,7 +1,7 @@
 """Which process holds which experts.
 
 The experts are cut into as many contiguous blocks as the degree says; the processes of an expert-parallel
-group, which are neighbours, hold one block each. Everything else every process holds. With four processes, a
+group, which are neighbours, hold one block each. Every process holds everything else. With four processes, a
 degree of two and eight experts::
 
     rank                      0       1       2       3
@@ -16,8 +16,8 @@ import paddle
 from paddle import distributed
 from paddle.distributed.communication.group import Group
 
-from paddlemix_vl2.checkpoints import Writers
-from paddlemix_vl2.checkpoints.expected import expert_of
+from paddlemix_vl2.checkpoints import ShardPlan
+from paddlemix_vl2.checkpoints.specs import expert_of
 from paddlemix_vl2.distributed.collectives import wait_for_all
 
 
@@ -54,20 +54,20 @@ class ExpertMesh:
         block = num_experts // self.degree
         return range(self.position * block, (self.position + 1) * block)
 
-    def sum_over_blocks(self, tensor: paddle.Tensor) -> None:
+    def all_reduce_expert_parallel(self, tensor: paddle.Tensor) -> None:
         """Add up in place what the processes have that hold all experts together."""
         distributed.all_reduce(tensor, group=self.expert_group)
 
-    def sum_over_copies(self, tensor: paddle.Tensor) -> None:
+    def all_reduce_expert_data_parallel(self, tensor: paddle.Tensor) -> None:
         """Add up in place what the processes have that hold the same experts."""
         if self.data_group is not None:
             distributed.all_reduce(tensor, group=self.data_group)
 
-    def writers(self, num_experts: int) -> Writers:
-        """Who writes what of a checkpoint: the processes of the first expert-parallel group their experts,
-        the first of them everything else too."""
+    def shard_plan(self, num_experts: int) -> ShardPlan:
+        """Which process writes which tensors of a checkpoint: those of the first expert-parallel group write
+        their experts, the first of them everything else too."""
         block = num_experts // self.degree
-        return Writers(
+        return ShardPlan(
             index=self.rank,
             writer_of=lambda name: 0 if (expert := expert_of(name)) is None else expert // block,
             wait=wait_for_all,

@@ -11,8 +11,9 @@ from typing import Any
 from paddlemix_vl2.evaluation.questions import Question, QuestionFile
 from paddlemix_vl2.evaluation.requests import make_conversation
 from paddlemix_vl2.evaluation.tasks import MODELS, Task, build_prompt, score_answer
-from paddlemix_vl2.generation.batched import Answer
-from paddlemix_vl2.processing.processor import DeepseekVLV2Processor
+from paddlemix_vl2.generation.batched import ConversationAnswer
+from paddlemix_vl2.processing.conversation import Conversation
+from paddlemix_vl2.processing.deepseek_vl2 import DeepseekVLV2Processor
 from paddlemix_vl2.processing.tiling import all_resolutions
 
 
@@ -35,7 +36,7 @@ class Benchmark:
     def __len__(self) -> int:
         return len(self.questions)
 
-    def conversation(self, number: int) -> list[dict]:
+    def conversation(self, number: int) -> Conversation:
         """Question ``number`` as it is put to the model.
 
         Raises:
@@ -45,7 +46,7 @@ class Benchmark:
         text = build_prompt(self.questions.task, question.text, question.options, question.hint)
         return make_conversation(text, question.pictures)
 
-    def result(self, number: int, answer: Answer) -> dict[str, Any]:
+    def result(self, number: int, answer: ConversationAnswer) -> dict[str, Any]:
         """``id``, ``question``, ``category``, ``metric``, ``prediction``, ``answers`` or ``box``, and
         ``score``, 0 to 1. A question that could not be asked has an ``error`` and a score of 0.
         """

@@ -1,15 +1,17 @@
 """Results as they come, in any order, and at the end a JSONL file of them in order; a run may be interrupted.
 
-Beside the output ``answers.jsonl`` stand ``answers.jsonl.run.json``, which says what the run answers and with
-what, and until it is done ``answers.jsonl.partial``, of numbered lines.
+Beside the output ``answers.jsonl`` there are ``answers.jsonl.run.json``, which has what the run depends on,
+and until it is done ``answers.jsonl.partial``, of numbered lines.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-from paddlemix_vl2.processing.json_files import read_object, write_object
+from paddlemix_vl2.files import parse_object, read_object, replace_file, write_object
+from paddlemix_vl2.hub import TOKENIZER_FILE
 
 _WHOLE_FILE = 1 << 28  # bytes; larger files are compared by blocks spread over them
 _BLOCK = 1 << 20
@@ -20,9 +22,9 @@ class Journal:
 
     Args:
         output: the file to be written.
-        run: what results depend on, as values of JSON. A run goes on only where all of it is the same.
+        run: what results depend on, as values of JSON. A run resumes only where all of it is the same.
         total: how many results there are to be; they are numbered from 0.
-        restart: begin anew: what is there is deleted.
+        restart: start over: what is there is deleted.
 
     Attributes:
         results: number -> result, those of earlier runs included, but for results with an ``error``: what
@@ -80,17 +82,13 @@ class Journal:
             raise ValueError(f"{self.output}: {len(self.missing)} of {self.total} results are missing")
         results = [self.results[number] for number in range(self.total)]
         if self._partial.exists():
-            temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
-            try:
+            with replace_file(self.output) as temporary:
                 temporary.write_bytes(b"".join(map(_line, results)))
-                os.replace(temporary, self.output)
-            finally:
-                temporary.unlink(missing_ok=True)
             self._partial.unlink()
         return results
 
     def close(self) -> None:
-        """Close the partial file; a later run goes on from it."""
+        """Close the partial file; a later run resumes from it."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -111,7 +109,7 @@ class Journal:
         """Results of earlier runs, those of the partial file last: it is the younger one."""
         results: dict[int, dict] = {}
         if self.output.exists():
-            results.update(enumerate(map(json.loads, self.output.read_bytes().splitlines())))
+            results.update(enumerate(self._read_output()))
         if self._partial.exists():
             content = self._partial.read_bytes()
             whole = content.rfind(b"\n") + 1
@@ -119,6 +117,13 @@ class Journal:
             # What follows the last whole line was being written when the run ended.
             os.truncate(self._partial, whole)
         self.results = {number: result for number, result in results.items() if "error" not in result}
+
+    def _read_output(self) -> Iterator[dict]:
+        for number, line in enumerate(self.output.read_bytes().splitlines(), start=1):
+            try:
+                yield parse_object(line)
+            except ValueError as error:
+                raise ValueError(f"{self.output}:{number}: {error}; --restart begins anew") from None
 
 
 def _line(value) -> bytes:
@@ -128,7 +133,7 @@ def _line(value) -> bytes:
 
 def describe_files(folder: str | os.PathLike) -> dict[str, str]:
     """Name -> :func:`digest` of the files of a checkpoint or an adapter that decide its answers."""
-    kinds = ("*.safetensors", "*config.json", "tokenizer.json")
+    kinds = ("*.safetensors", "*config.json", TOKENIZER_FILE)
     files = sorted(file for kind in kinds for file in Path(folder).glob(kind))
     return {file.name: digest(file) for file in files}
 

@@ -9,14 +9,13 @@ import re
 from collections.abc import Sequence
 
 from paddlemix_vl2.evaluation.vqa_answers import normalize_vqa_answer
-from paddlemix_vl2.generation.grounding import overlap, parse_boxes
+from paddlemix_vl2.processing.boxes import MIN_IOU, box_iou, parse_boxes
 
 ANLS_THRESHOLD = 0.5
 RELATIVE_TOLERANCE = 0.05
 FULL_AGREEMENT = 3  # as many persons must have given an answer for it to count in full
-LEAST_OVERLAP = 0.5
 
-Box = tuple[float, float, float, float]
+Corners = tuple[float, float, float, float]
 
 
 def exact_match(answer: str, answers: Sequence[str]) -> float:
@@ -105,7 +104,7 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
 
 
 def ocrbench_hit(answer: str, answers: Sequence[str], category: str = "") -> float:
-    """OCRBench: 1 where a right answer stands in what was said.
+    """OCRBench: 1 where the answer contains a right one.
 
     Upper and lower case do not count and line breaks are spaces; of handwritten formulas ("Handwritten
     Mathematical Expression Recognition", "HME100k") it is spaces that do not count.
@@ -139,12 +138,12 @@ def chosen_letter(answer: str, options: dict[str, str]) -> str | None:
     """The letter of the option that an answer chooses. The first rule that fits decides:
 
     1. The answer is the text of one option, but for upper and lower case and a full stop.
-    2. It begins with a letter that stands alone or before ``.``, ``)``, ``:`` or ``,``, perhaps in brackets
+    2. It begins with a letter that is alone or before ``.``, ``)``, ``:`` or ``,``, perhaps in brackets
        or bold: "B", "(B)", "b.", "**B**: a cat".
     3. It says "answer is B", "answer: B", "option B" or "choice B"; the last of these counts.
-    4. One letter and no other stands alone somewhere in it, in upper case. "A" or "I" with a word behind it
+    4. One letter and no other is alone somewhere in it, in upper case. "A" or "I" with a word behind it
        is no letter, unless the word is "or", "and" or "is".
-    5. The text of one option and no other stands in it.
+    5. It contains the text of one option and of no other.
 
     >>> chosen_letter("The answer is C, not A.", {"A": "one", "B": "two", "C": "three"})
     'C'
@@ -172,7 +171,7 @@ def _stands_in(part: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(part)}(?!\w)", text) is not None
 
 
-def box_hit(answer: str, box: Box, size: tuple[int, int]) -> float:
+def box_hit(answer: str, box: Corners, size: tuple[int, int]) -> float:
     """RefCOCO: 1 where the first box of the answer overlaps the right one by half, intersection over union.
 
     Args:
@@ -184,7 +183,7 @@ def box_hit(answer: str, box: Box, size: tuple[int, int]) -> float:
     1.0
     """
     found = parse_boxes(answer, size).objects
-    return float(bool(found) and overlap(found[0].box, box) >= LEAST_OVERLAP)
+    return float(bool(found) and box_iou(found[0].box, box) >= MIN_IOU)
 
 
 def _plain(text: str) -> str:

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from PIL import Image
 
 from paddlemix_vl2.data.formats import read_picture
-from paddlemix_vl2.evaluation.records import Records, TsvRecords
-from paddlemix_vl2.evaluation.tasks import FEWEST_VOTES, METRICS, Task
+from paddlemix_vl2.data.records import RecordFile
+from paddlemix_vl2.evaluation.tasks import METRICS, MIN_VOTES, Task
 from paddlemix_vl2.processing.pictures import decode_base64, open_picture
 from paddlemix_vl2.processing.processor import Picture
 
@@ -31,7 +31,7 @@ _ANSWERS = ("answer", "answers", "label")
 _PICTURES = ("image", "images", "image_path", "imgname", "image_local_name", "image_id")
 _CATEGORIES = ("category", "type", "question_type", "question_types")
 BOX_FORMATS = ("xyxy", "xywh")
-_LONGEST_REFERENCE = 64  # a shorter ``image`` of a TSV names the row that has the picture
+_MAX_REFERENCE = 64  # a shorter ``image`` of a TSV names the row that has the picture
 _LIST = re.compile(r"""^\s*\[.*\]\s*$""", re.DOTALL)
 
 
@@ -75,7 +75,7 @@ class QuestionFile:
 
     def __init__(
         self,
-        records: Records,
+        records: RecordFile,
         task: Task,
         folder: str | os.PathLike | None = None,
         split: str | None = None,
@@ -101,11 +101,11 @@ class QuestionFile:
         return len(self._numbers)
 
     def place(self, index: int) -> str:
-        """Where question ``index`` stands: file and line, or file and entry."""
+        """The place of question ``index``: file and line, or file and entry."""
         return self.records.place(self._numbers[index])
 
     def __getitem__(self, index: int) -> Question:
-        """Question ``index``, pictures that stand in the file decoded.
+        """Question ``index``, with the pictures of the file decoded.
 
         Raises:
             ValueError: the record is broken; the message does not name its place.
@@ -141,7 +141,7 @@ class QuestionFile:
     # ---- pictures ----
 
     def _pictures(self, entry: dict) -> list[Picture]:
-        if isinstance(self.records, TsvRecords) and "image" in entry:
+        if self.records.is_table and "image" in entry:
             return [decode_base64(content, "'image'") for content in self._encoded(entry["image"])]
         name = next((name for name in _PICTURES if entry.get(name)), None)
         if name is None:
@@ -154,10 +154,10 @@ class QuestionFile:
 
     def _encoded(self, text: str) -> list[str]:
         """The base64 of one picture or of a list of them, from the row that has it."""
-        if len(text) < _LONGEST_REFERENCE and not _LIST.match(text):
+        if len(text) < _MAX_REFERENCE and not _LIST.match(text):
             row = self._row_of(text.strip())
             text = self.records.read(row).get("image", "")
-            if len(text) < _LONGEST_REFERENCE:
+            if len(text) < _MAX_REFERENCE:
                 raise ValueError(f"'image' names {self.records.place(row)}, which has no picture either")
         return [part for part in re.split(r"[\s\[\]'\",]+", text) if part]
 
@@ -200,8 +200,8 @@ def _answers(entry: dict, metric: str, options: dict[str, str]) -> list[str]:
     answers = [str(answer) for answer in value if answer is not None]
     if not answers:
         raise ValueError(f"has no answer ({', '.join(_ANSWERS)}); the test sets of some benchmarks have none")
-    if metric == "vqa" and len(answers) < FEWEST_VOTES:
-        raise ValueError(f"has {len(answers)} answer(s); VQA accuracy takes {FEWEST_VOTES} or more")
+    if metric == "vqa" and len(answers) < MIN_VOTES:
+        raise ValueError(f"has {len(answers)} answer(s); VQA accuracy takes {MIN_VOTES} or more")
     if not options:
         return answers
     letters = [answer.strip().upper() for answer in answers]
@@ -223,7 +223,8 @@ def _options(entry: dict) -> dict[str, str]:
 
 
 def _box(entry: dict, pictures: list[Picture], written: str) -> tuple[tuple[float, ...], tuple[int, int]]:
-    """The box in pixels and the picture's size."""
+    """The box in pixels and the picture's size. Where the record has no ``width`` and ``height``, the picture
+    is opened in its place."""
     box = entry.get("bbox")
     box = _listed(box) if isinstance(box, str) else box
     if not isinstance(box, list) or len(box) != 4 or any(type(value) not in (int, float) for value in box):
@@ -236,7 +237,11 @@ def _box(entry: dict, pictures: list[Picture], written: str) -> tuple[tuple[floa
         right, bottom = left + right, top + bottom
     if len(pictures) != 1:
         raise ValueError(f"has {len(pictures)} pictures; a box is in one")
-    size = _size(entry) or _picture_size(pictures[0])
+    size = _size(entry)
+    if size is None:
+        # The opened picture takes the file's place: it is decoded once.
+        pictures[0] = _opened(pictures[0])
+        size = pictures[0].size
     if not (0 <= left < right <= size[0] + 1 and 0 <= top < bottom <= size[1] + 1):
         raise ValueError(f"'bbox' {box} ({written}) is not inside a picture of {size[0]} x {size[1]} pixels")
     return (left, top, right, bottom), size
@@ -255,5 +260,5 @@ def _size(entry: dict) -> tuple[int, int] | None:
     return width, height
 
 
-def _picture_size(picture: Picture) -> tuple[int, int]:
-    return picture.size if isinstance(picture, Image.Image) else open_picture(picture).size
+def _opened(picture: Picture) -> Image.Image:
+    return picture if isinstance(picture, Image.Image) else open_picture(picture)

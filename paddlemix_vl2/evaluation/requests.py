@@ -5,15 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from paddlemix_vl2.data.formats import read_messages, read_picture
-from paddlemix_vl2.evaluation.records import open_records
-from paddlemix_vl2.generation.batched import Answer
+from paddlemix_vl2.data.records import open_records
+from paddlemix_vl2.generation.batched import ConversationAnswer
+from paddlemix_vl2.processing.conversation import Conversation, place_pictures
 from paddlemix_vl2.processing.processor import Picture
 from paddlemix_vl2.processing.tokenizer import IMAGE_TOKEN, USER_TOKEN
 
 
-def make_conversation(text: str, pictures: Sequence[Picture], system_prompt: str = "") -> list[dict]:
-    """One question about pictures, which stand where the text has ``<image>`` or else come first, each on a
-    line of its own.
+def make_conversation(text: str, pictures: Sequence[Picture], system_prompt: str = "") -> Conversation:
+    """One question about pictures, placed where the text has ``<image>``; without it they come first, each on
+    its own line.
 
     Raises:
         ValueError: the text has ``<image>``, but not as many as there are pictures.
@@ -21,13 +22,11 @@ def make_conversation(text: str, pictures: Sequence[Picture], system_prompt: str
     marks = text.count(IMAGE_TOKEN)
     if marks and marks != len(pictures):
         raise ValueError(f"the question has {marks} {IMAGE_TOKEN} but there are {len(pictures)} picture(s)")
-    if not marks:
-        text = f"{IMAGE_TOKEN}\n" * len(pictures) + text
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    return [*system, {"role": USER_TOKEN, "content": text, "images": list(pictures)}]
+    content = place_pictures(text, len(pictures), IMAGE_TOKEN)
+    return Conversation.parse([{"role": USER_TOKEN, "content": content}], pictures, True, system_prompt)
 
 
-def read_request(entry: dict, folder: str, system_prompt: str = "") -> list[dict]:
+def read_request(entry: dict, folder: str, system_prompt: str = "") -> Conversation:
     """The conversation of an entry of a request file.
 
     ``{"messages": [...]}`` as in training data, its last message the user's; or ``{"question": "...",
@@ -41,10 +40,10 @@ def read_request(entry: dict, folder: str, system_prompt: str = "") -> list[dict
         ValueError: neither of the two forms, or a picture in it cannot be read.
     """
     if "messages" in entry:
-        messages = read_messages(entry, folder, inference_mode=True)
-        if system_prompt and messages[0]["role"] != "system":
-            messages.insert(0, {"role": "system", "content": system_prompt})
-        return messages
+        conversation = read_messages(entry, folder, inference_mode=True)
+        if system_prompt and not conversation.has_system_message:
+            return conversation.with_system_message(system_prompt)
+        return conversation
     question = entry.get("question")
     if not isinstance(question, str) or not question.strip():
         raise ValueError("has no question: 'question' is text, or 'messages' a list of messages")
@@ -94,7 +93,7 @@ class RequestFile:
     def __len__(self) -> int:
         return self._total
 
-    def conversation(self, number: int) -> list[dict]:
+    def conversation(self, number: int) -> Conversation:
         """Conversation ``number``.
 
         Raises:
@@ -102,7 +101,7 @@ class RequestFile:
         """
         return read_request(self.records.read(number), self.folder, self.system_prompt)
 
-    def result(self, number: int, answer: Answer) -> dict[str, Any]:
+    def result(self, number: int, answer: ConversationAnswer) -> dict[str, Any]:
         """``line``, the line's ``id`` where it has one, and ``answer`` or ``error``."""
         said = {"answer": answer.text}
         if answer.error is not None:

@@ -1,4 +1,4 @@
-"""Benchmarks as data: how a question is put, how its answer is scored, what the paper reports.
+"""Benchmarks as data: prompts, metrics, and the scores that the paper reports.
 
 Scores and prompts: DeepSeek-VL2 paper, arXiv 2412.10302, section 4 and its tables; where the paper does not
 print a prompt, it is the usual one of that benchmark.
@@ -6,14 +6,14 @@ print a prompt, it is the usual one of that benchmark.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
+from paddlemix_vl2.config.checks import check_key
 from paddlemix_vl2.evaluation import metrics
-from paddlemix_vl2.keys import check_key
 
 MODELS = ("VL2-Tiny", "VL2-Small", "VL2")  # whose scores the paper has, in this order
-METRICS = ("anls", "relaxed", "vqa", "ocrbench", "choice", "box", "match")
 # VQA accuracy of an answer that all gave: with fewer persons no answer reaches 1.
-FEWEST_VOTES = metrics.FULL_AGREEMENT + 1
+MIN_VOTES = metrics.FULL_AGREEMENT + 1
 
 _PHRASE = "Answer the question using a single word or phrase."
 _LETTER = "Answer with the option's letter from the given choices directly."
@@ -21,6 +21,47 @@ _VQA = f"{{question}}\n{_PHRASE}"
 _CHOICE = f"{{hint}}{{question}}\n{{options}}{_LETTER}"
 
 Scores = tuple[float | None, float | None, float | None]
+
+
+class Asked(Protocol):
+    """What metrics look at of a question."""
+
+    answers: list[str]
+    options: dict[str, str]
+    category: str
+    box: tuple[float, ...] | None
+    size: tuple[int, int] | None
+
+
+Metric = Callable[[str, Asked], float]
+
+
+def _choice(answer: str, question: Asked) -> float:
+    if not question.options:  # an open question
+        return metrics.exact_match(answer, question.answers)
+    return metrics.choice_accuracy(answer, question.answers, question.options)
+
+
+# Name -> score of an answer, 0 to 1, given with its special tokens, and of the question that it answers.
+METRICS: dict[str, Metric] = {
+    "anls": lambda answer, question: metrics.anls(answer, question.answers),
+    "relaxed": lambda answer, question: metrics.relaxed_accuracy(answer, question.answers),
+    "vqa": lambda answer, question: metrics.vqa_accuracy(answer, question.answers),
+    "ocrbench": lambda answer, question: metrics.ocrbench_hit(answer, question.answers, question.category),
+    "choice": _choice,
+    "box": lambda answer, question: metrics.box_hit(answer, question.box, question.size),
+    "match": lambda answer, question: metrics.exact_match(answer, question.answers),
+}
+
+
+def register_metric(name: str, metric: Metric) -> None:
+    """Make a metric known to tasks and to questions that name their own."""
+    METRICS[name] = metric
+
+
+def register_task(task: "Task") -> None:
+    """Make a benchmark known under its name."""
+    TASKS[task.name] = task
 
 
 @dataclass(frozen=True)
@@ -31,7 +72,7 @@ class Task:
         title: what tables call it, with the split that the paper's scores are of.
         metric: one of ``METRICS``; a question may name another.
         prompt: with ``{question}``, and for multiple choice ``{hint}`` and ``{options}``, which are empty or
-            end with a line break. Pictures stand in front of it.
+            end with a line break. Pictures come before it.
         max_new_tokens: longest answer; an answer ends by itself, this is for one that does not.
         max_tiles: grids of up to so many tiles instead of the processor's candidates.
         paper: scores of ``MODELS``, in percent, of OCRBench in hits of 1000; None where there is none.
@@ -105,27 +146,11 @@ def build_prompt(task: Task, question: str, options: dict[str, str], hint: str =
     return task.prompt.format(question=question, options=lines, hint=f"{hint}\n" if hint else "")
 
 
-def score_answer(metric: str, answer: str, question) -> float:
+def score_answer(metric: str, answer: str, question: Asked) -> float:
     """The score of an answer, 0 to 1.
 
     Args:
         metric: one of ``METRICS``.
         answer: with its special tokens.
-        question: an :class:`~paddlemix_vl2.evaluation.questions.Question`.
     """
-    if metric == "box":
-        return metrics.box_hit(answer, question.box, question.size)
-    if metric == "choice" and question.options:
-        return metrics.choice_accuracy(answer, question.answers, question.options)
-    if metric == "ocrbench":
-        return metrics.ocrbench_hit(answer, question.answers, question.category)
-    return _BY_ANSWERS[metric](answer, question.answers)
-
-
-_BY_ANSWERS: dict[str, Callable[[str, list[str]], float]] = {
-    "anls": metrics.anls,
-    "relaxed": metrics.relaxed_accuracy,
-    "vqa": metrics.vqa_accuracy,
-    "match": metrics.exact_match,
-    "choice": metrics.exact_match,  # of an open question
-}
+    return METRICS[metric](answer, question)

@@ -43,7 +43,7 @@ def normalize_vqa_answer(text: str) -> str:
     """An answer as it is compared.
 
     In this order: lower case; commas and question marks go, "'s" is set apart; a punctuation mark goes where
-    it stands next to a space anywhere in the answer, and becomes a space where it never does; full stops go
+    it is next to a space anywhere in the answer, and becomes a space where it never does; full stops go
     unless a digit follows; zero to ten become digits, "none" 0; articles go; missing apostrophes come back;
     white space becomes single spaces.
 

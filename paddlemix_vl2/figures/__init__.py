@@ -1,5 +1,6 @@
 """Figures that explain a model or a run; matplotlib's ``Figure`` each, or a picture.
 
+boxes          labelled boxes on a picture
 tiles          a picture's tiles, and the order of its tokens
 router         what the routers do with a text and a picture -> arrays
 router_figure  these arrays -> a figure

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 
 from paddlemix_vl2 import device
-from paddlemix_vl2.configuration import DeepseekV2Config
+from paddlemix_vl2.config.language import DeepseekV2Config
 from paddlemix_vl2.figures.router_figure import (
     WIDE_FONTS,
     PictureViews,
@@ -16,13 +16,13 @@ from paddlemix_vl2.figures.router_figure import (
     installed_fonts,
     readable,
 )
-from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models.families.deepseek_vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models.moe.statistics import RouterStatistics
 from paddlemix_vl2.processing import DeepseekVLV2Processor
-from paddlemix_vl2.training.balance import RouterLoads
 
 
 def choose_layer(language: DeepseekV2Config, wanted: int | None) -> tuple[list[int], int]:
-    """The mixture layers, and the one to show: ``wanted``, or the middle one."""
+    """The MoE layers, and the one to show: ``wanted``, or the middle one."""
     layers = [index for index in range(language.num_hidden_layers) if language.is_moe_layer(index)]
     if not layers:
         raise ValueError("this model has no layers with experts")
@@ -38,20 +38,19 @@ def choose_layer(language: DeepseekV2Config, wanted: int | None) -> tuple[list[i
 def read_router(model: DeepseekVLV2ForCausalLM, batch: dict, layers: list[int], layer: int) -> Reading:
     """One forward pass over a batch of one sample."""
     device.check_compute_dtype(model.weight_dtype)
-    pictures = {key: batch[key] for key in ("images", "images_seq_mask", "images_spatial_crop")}
-    embeddings = model.prepare_inputs_embeds(batch["input_ids"], **pictures)
+    embeddings = model.embed(batch["input_ids"], batch["images"], batch["plan"].fusion)
     # Not the whole model: logits of all positions take a gigabyte with the published vocabulary.
     output = model.language.model(embeddings, paddle.arange(embeddings.shape[1]).unsqueeze(0))
-    loads = RouterLoads()
+    loads = RouterStatistics()
     loads.add(output.routings, batch["attention_mask"])
-    found = loads.statistics()
-    statistics = {name: np.array(found[name]) for name in ("max_vio", "entropy", "load")}
+    found = loads.values()
+    statistics = {name: np.array(found[name]) for name in ("max_vio", "entropy", "expert_share")}
     chosen = output.routings[layers.index(layer)]
     return Reading(
         layers=layers,
         layer=layer,
         **statistics,
-        firsts=first_experts(chosen.experts.numpy(), chosen.weights.numpy()),
+        firsts=first_experts(chosen.topk_idx.numpy(), chosen.topk_weight.numpy()),
         is_image=batch["images_seq_mask"][0].numpy(),
         token_ids=batch["input_ids"][0].numpy(),
     )
@@ -86,6 +85,6 @@ def label_tokens(tokenizer, ids: Iterable[int]) -> tuple[list[str], list[str], s
     changed = sum(label != text for label, text in zip(labels, texts, strict=True))
     note = (
         f"{changed} of {len(texts)} tokens are written as codes like {escape(min(missing), missing)}, as no "
-        f"installed font has their characters; with {WIDE_FONTS[1]} or a similar one they are drawn"
+        f"installed font has their characters; with {WIDE_FONTS[1]} or a similar one they are shown"
     )
     return labels, fonts, note

@@ -1,4 +1,5 @@
-"""The figure of a model's routers: loads as a heat map, words and image tokens in their experts' colours.
+"""The figure of a model's routers: expert loads as a heat map, words and image tokens
+in their experts' colours.
 
 Knows arrays and strings only, nothing of models.
 """
@@ -13,7 +14,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Rectangle
 
-from paddlemix_vl2.image_layout import image_token_sources
+from paddlemix_vl2.layouts.tiles import image_token_sources
 
 WIDTH, MARGIN = 12.0, 0.35  # of the figure, in inches
 DPI = 150
@@ -47,12 +48,12 @@ VISIBLE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥"})
 
 @dataclass(frozen=True)
 class Reading:
-    """What one forward pass tells (T tokens; L mixture layers; E experts).
+    """What one forward pass shows (T tokens; L MoE layers; E experts).
 
     Attributes:
-        layers: the model's numbers of its mixture layers.
+        layers: the model's numbers of its MoE layers.
         layer: the one whose tokens are shown.
-        load: float [L, E], each expert's share of its layer's choices.
+        expert_share: float [L, E], each expert's share of its layer's choices.
         max_vio, entropy: float [L].
         firsts: int64 [T], every token's first expert in ``layer``.
         is_image: bool [T].
@@ -61,7 +62,7 @@ class Reading:
 
     layers: list[int]
     layer: int
-    load: np.ndarray
+    expert_share: np.ndarray
     max_vio: np.ndarray
     entropy: np.ndarray
     firsts: np.ndarray
@@ -91,7 +92,7 @@ class PictureViews:
 
 def expert_colors(firsts: np.ndarray, num_experts: int) -> dict[int, tuple[float, float, float]]:
     """A colour for each expert, or where there are too many for the eye, for those that are first most often;
-    the others are drawn in ``GREY``."""
+    the others are shown in ``GREY``."""
     experts = range(num_experts)
     if num_experts > len(PALETTE):
         counts = np.bincount(firsts, minlength=num_experts)
@@ -206,23 +207,25 @@ def place_words(labels: Sequence[str], columns: int) -> list[tuple[int, int]]:
 # ---- the figure ----
 
 
-def draw(reading: Reading, labels: Sequence[str], fonts: list[str], views: PictureViews | None) -> Figure:
+def plot_routing(
+    reading: Reading, labels: Sequence[str], fonts: list[str], views: PictureViews | None
+) -> Figure:
     """The panels, one below the other, each as high as its content needs.
 
     Args:
         labels: of the tokens that are not of the picture.
         fonts: font names for the labels.
     """
-    colors = expert_colors(reading.firsts, reading.load.shape[1])
+    colors = expert_colors(reading.firsts, reading.expert_share.shape[1])
     places = place_words(labels, COLUMNS)
     panels = [
-        (load_height(reading), lambda panel: draw_loads(panel, reading)),
-        (legend_height(reading, colors), lambda panel: draw_legend(panel, reading, colors)),
-        (words_height(places), lambda panel: draw_words(panel, reading, labels, places, fonts, colors)),
+        (expert_share_height(reading), lambda panel: plot_expert_share(panel, reading)),
+        (legend_height(reading, colors), lambda panel: plot_legend(panel, reading, colors)),
+        (words_height(places), lambda panel: plot_words(panel, reading, labels, places, fonts, colors)),
     ]
     if views is not None:
         height = picture_height(views.grid) + 0.75
-        panels.append((height, lambda panel: draw_picture(panel, reading, views, colors)))
+        panels.append((height, lambda panel: plot_picture(panel, reading, views, colors)))
     heights = [height for height, _ in panels]
     figure = Figure(figsize=(WIDTH, sum(heights)), dpi=DPI, facecolor="white")
     rows = figure.subfigures(len(panels), 1, height_ratios=heights, squeeze=False, hspace=0)[:, 0]
@@ -249,7 +252,7 @@ class Panel:
         self.area.text(1 - x, y, note, fontsize=10.5, color="0.35", va="center", ha="right")
 
 
-def load_height(reading: Reading) -> float:
+def expert_share_height(reading: Reading) -> float:
     return 1.25 + row_height(reading) * len(reading.layers)
 
 
@@ -257,14 +260,16 @@ def row_height(reading: Reading) -> float:
     return 0.34 if len(reading.layers) <= 14 else 0.2
 
 
-def draw_loads(panel: Panel, reading: Reading) -> None:
+def plot_expert_share(panel: Panel, reading: Reading) -> None:
     """Load per layer and expert as a heat map; beside it MaxVio and entropy of every layer."""
-    num_layers, num_experts = reading.load.shape
+    num_layers, num_experts = reading.expert_share.shape
     even, tall = 1 / num_experts, row_height(reading) * num_layers
     panel.title("Expert load", f"share of a layer\u2019s choices; white is an even share, {percent(even)}")
     axes = panel.axes(1.0, 0.6, 6.4, tall)
-    norm = TwoSlopeNorm(vmin=0, vcenter=even, vmax=max(2 * even, reading.load.max()))
-    image = axes.imshow(reading.load, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest")
+    norm = TwoSlopeNorm(vmin=0, vcenter=even, vmax=max(2 * even, reading.expert_share.max()))
+    image = axes.imshow(
+        reading.expert_share, cmap="RdBu_r", norm=norm, aspect="auto", interpolation="nearest"
+    )
     axes.set_yticks(range(num_layers), [f"layer {layer}" for layer in reading.layers])
     axes.get_yticklabels()[reading.layers.index(reading.layer)].set_weight("bold")
     step = max(1, -(-num_experts // 24))
@@ -272,22 +277,22 @@ def draw_loads(panel: Panel, reading: Reading) -> None:
     axes.set_xlabel("expert")
     axes.tick_params(length=0)
     if num_experts <= CELL_LABELS_UP_TO:
-        for (row, column), share in np.ndenumerate(reading.load):
+        for (row, column), share in np.ndenumerate(reading.expert_share):
             ink = "white" if abs(norm(share) - 0.5) > 0.32 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=9, color=ink)
     scale = panel.area.colorbar(image, cax=panel.axes(7.5, 0.6, 0.13, tall), spacing="proportional")
     scale.set_ticks([0, even, norm.vmax], labels=["0 %", "even", percent(norm.vmax)])
-    draw_bars(panel.axes(8.75, 0.6, 1.3, tall), reading.max_vio, "MaxVio", "0 is even")
+    plot_bars(panel.axes(8.75, 0.6, 1.3, tall), reading.max_vio, "MaxVio", "0 is even")
     most = np.log(num_experts)
     bars = panel.axes(10.3, 0.6, 1.3, tall)
-    draw_bars(bars, reading.entropy, "entropy", f"nats, at most {most:.2f}", most)
+    plot_bars(bars, reading.entropy, "entropy", f"nats, at most {most:.2f}", most)
 
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def draw_bars(axes, values: np.ndarray, name: str, note: str, limit: float | None = None) -> None:
+def plot_bars(axes, values: np.ndarray, name: str, note: str, limit: float | None = None) -> None:
     """One bar per layer with its value, in the rows of the heat map."""
     rows = np.arange(len(values))
     axes.barh(rows, values, height=0.7, color="0.72")
@@ -308,7 +313,7 @@ def legend_height(reading: Reading, colors: dict) -> float:
 
 def legend_entries(reading: Reading, colors: dict) -> list[tuple[str, tuple]]:
     """Label and colour of every expert with a colour, and of the others together."""
-    counts = np.bincount(reading.firsts, minlength=reading.load.shape[1])
+    counts = np.bincount(reading.firsts, minlength=reading.expert_share.shape[1])
     entries = [(f"{expert}: {percent(counts[expert] / counts.sum())}", colors[expert]) for expert in colors]
     others = len(counts) - len(colors)
     left = counts.sum() - sum(counts[expert] for expert in colors)
@@ -317,7 +322,7 @@ def legend_entries(reading: Reading, colors: dict) -> list[tuple[str, tuple]]:
     return entries
 
 
-def draw_legend(panel: Panel, reading: Reading, colors: dict) -> None:
+def plot_legend(panel: Panel, reading: Reading, colors: dict) -> None:
     panel.title(
         f"First expert of each token in layer {reading.layer}", "expert: share of the tokens it is first for"
     )
@@ -336,7 +341,7 @@ def words_height(places: list[tuple[int, int]]) -> float:
     return 0.3 + LINE * (places[-1][0] + 1)
 
 
-def draw_words(panel: Panel, reading: Reading, labels, places, fonts: list[str], colors: dict) -> None:
+def plot_words(panel: Panel, reading: Reading, labels, places, fonts: list[str], colors: dict) -> None:
     """Every label at its place on its expert's colour; spaces around a word stay white."""
     width = WIDTH - 2 * MARGIN
     axes = panel.axes(MARGIN, 0.12, width, LINE * (places[-1][0] + 1))
@@ -360,7 +365,7 @@ def picture_height(grid: tuple[int, int]) -> float:
     return min(room, max(3.4, 0.9 * grid[1]))
 
 
-def draw_picture(panel: Panel, reading: Reading, views: PictureViews, colors: dict) -> None:
+def plot_picture(panel: Panel, reading: Reading, views: PictureViews, colors: dict) -> None:
     """The global view as it is and tinted, and the tiles tinted."""
     (width, height), side, tall = views.grid, views.side, picture_height(views.grid)
     of_view, of_tiles = image_cells(reading.firsts[reading.is_image], views.grid, side)

@@ -1,4 +1,4 @@
-"""How a picture becomes tokens: its views, and what each token of its span stands for."""
+"""How a picture becomes tokens: its views, and the source of each token of its span."""
 
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from paddlemix_vl2.figures.router_figure import PictureViews
-from paddlemix_vl2.image_layout import NEWLINE, SEPARATOR, image_token_sources
+from paddlemix_vl2.layouts.tiles import NEWLINE, SEPARATOR, image_token_sources
 
 GLOBAL_COLOR, NEWLINE_COLOR, SEPARATOR_COLOR = "#9ecae1", "#636363", "#de2d26"
 TILE_COLORS = (
@@ -24,19 +24,19 @@ KINDS = ("nothing", "global view", "newline", "separator")  # then one per tile
 SIZE, DPI = (9.0, 4.2), 110  # inches
 
 
-def draw_views(views: PictureViews) -> Figure:
-    """Global view and tiles as the vision tower sees them, with the grid of tokens on each."""
+def plot_views(views: PictureViews) -> Figure:
+    """Global view and tiles as the vision encoder sees them, with the grid of tokens on each."""
     width, height = views.grid
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained", facecolor="white")
     whole, parts = figure.subfigures(1, 2, width_ratios=(1, width / height if width > height else 1))
-    _draw_view(whole.subplots(), views.views[0], views.cell, "global view")
+    _plot_view(whole.subplots(), views.views[0], views.cell, "global view")
     places = parts.subplots(height, width, squeeze=False).flat
     for number, (axes, view) in enumerate(zip(places, views.views[1:], strict=True)):
-        _draw_view(axes, view, views.cell, f"tile {number}")
+        _plot_view(axes, view, views.cell, f"tile {number}")
     return figure
 
 
-def _draw_view(axes, view: np.ndarray, cell: int, title: str) -> None:
+def _plot_view(axes, view: np.ndarray, cell: int, title: str) -> None:
     axes.imshow(view)
     axes.set_title(title, fontsize=9)
     edges = np.arange(cell, view.shape[0], cell) - 0.5
@@ -59,7 +59,7 @@ def token_kinds(grid: tuple[int, int], side: int) -> np.ndarray:
     return kinds
 
 
-def draw_tokens(grid: tuple[int, int], side: int) -> Figure:
+def plot_tokens(grid: tuple[int, int], side: int) -> Figure:
     """A picture's span of tokens, line by line as newlines end them: the global view, the separator, the
     tiles."""
     kinds, num_tiles = token_kinds(grid, side), grid[0] * grid[1]

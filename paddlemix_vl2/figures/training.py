@@ -1,6 +1,5 @@
 """The curves of a training run, or of several stages one after the other, from their ``metrics.jsonl``."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,8 +8,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-METRICS_FILE = "metrics.jsonl"  # as VL2Trainer writes it
+from paddlemix_vl2.files import METRICS_FILE, parse_object
+
 SCALARS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "max_vio", "entropy")
+SHARES = ("expert_share_per_layer", "load_per_layer")  # the second in logs of earlier releases
 SIZE, DPI = (12.0, 9.5), 150  # inches
 BLUE, ORANGE, RED, GREEN = "tab:blue", "tab:orange", "tab:red", "tab:green"
 
@@ -74,10 +75,10 @@ def read_metrics(file: Path) -> dict[int, dict]:
 def parse_record(line: str, place: str) -> dict:
     """A line of the file, with ``place`` in front of what is wrong with it."""
     try:
-        record = json.loads(line)
+        record = parse_object(line)
     except ValueError as error:
-        raise ValueError(f"{place}: not valid JSON ({error})") from None
-    if not isinstance(record, dict) or type(record.get("global_step")) is not int:
+        raise ValueError(f"{place}: {error}") from None
+    if type(record.get("global_step")) is not int:
         raise ValueError(f"{place}: not an object with a whole number global_step")
     for name in SCALARS:
         if type(record.get(name, 0)) not in (int, float):
@@ -91,23 +92,23 @@ def curve(stage: Stage, name: str, value: Callable = float) -> tuple[list[int], 
     return [stage.begin + step for step, _ in found], [value(values) for _, values in found]
 
 
-# ---- drawing ----
+# ---- plotting ----
 
 
-def draw(stages: list[Stage]) -> Figure:
+def plot_training(stages: list[Stage]) -> Figure:
     """Loss across the top, the others two by two below, all over the same steps."""
     figure = Figure(figsize=SIZE, dpi=DPI, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # inches
     grid = figure.add_gridspec(3, 2, height_ratios=(1.35, 1, 1))
     top = figure.add_subplot(grid[0, :])
     places = [figure.add_subplot(grid[row, column], sharex=top) for row in (1, 2) for column in (0, 1)]
-    draw_losses(top, stages)
-    draw_curves(places[0], stages, "learning_rate", "learning rate")
+    plot_losses(top, stages)
+    plot_curves(places[0], stages, "learning_rate", "learning rate")
     places[0].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    draw_curves(places[1], stages, "grad_norm", "gradient norm")
+    plot_curves(places[1], stages, "grad_norm", "gradient norm")
     plain_log_scale(places[1])
-    draw_router(places[2], stages)
-    draw_curves(places[3], stages, "tokens_per_second", "tokens / s")
+    plot_router(places[2], stages)
+    plot_curves(places[3], stages, "tokens_per_second", "tokens / s")
     for axes in (top, *places):
         axes.grid(color="0.92")
         axes.set_axisbelow(True)
@@ -139,7 +140,7 @@ def label_stages(axes, stages: list[Stage]) -> None:
         )
 
 
-def draw_losses(axes, stages: list[Stage]) -> None:
+def plot_losses(axes, stages: list[Stage]) -> None:
     for stage in stages:
         axes.plot(*curve(stage, "loss"), color=BLUE, linewidth=1.4, marker=lone_marker(stage))
         axes.plot(*curve(stage, "eval_loss"), color=ORANGE, marker="o", markersize=6, linestyle="none")
@@ -168,27 +169,27 @@ def lone_marker(stage: Stage) -> str | None:
     return "." if len(stage.records) == 1 else None
 
 
-def draw_curves(axes, stages: list[Stage], name: str, label: str, color: str = BLUE) -> None:
+def plot_curves(axes, stages: list[Stage], name: str, label: str, color: str = BLUE) -> None:
     for stage in stages:
         axes.plot(*curve(stage, name), color=color, linewidth=1.4, marker=lone_marker(stage))
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
 
 
-def draw_router(axes, stages: list[Stage]) -> None:
+def plot_router(axes, stages: list[Stage]) -> None:
     """MaxVio, mean over layers and its range, and on the right the entropy with the value of even scores."""
     for stage in stages:
         steps, layers = curve(stage, "max_vio_per_layer", list)
         lowest, highest = [min(values) for values in layers], [max(values) for values in layers]
         axes.fill_between(steps, lowest, highest, color=RED, alpha=0.18, linewidth=0)
-    draw_curves(axes, stages, "max_vio", "MaxVio (band: layers)", RED)
+    plot_curves(axes, stages, "max_vio", "MaxVio (band: layers)", RED)
     axes.yaxis.label.set_color(RED)
     right = axes.twinx()
-    draw_curves(right, stages, "entropy", "entropy (nats; dotted: even)", GREEN)
+    plot_curves(right, stages, "entropy", "entropy (nats; dotted: even)", GREEN)
     right.yaxis.label.set_color(GREEN)
     right.spines[["top"]].set_visible(False)
-    loads = [load for stage in stages for load in curve(stage, "load_per_layer", list)[1]]
-    if loads:
-        even = math.log(len(loads[0][0]))
+    shares = [found for stage in stages for name in SHARES for found in curve(stage, name, list)[1]]
+    if shares:
+        even = math.log(len(shares[0][0]))
         right.axhline(even, color=GREEN, linestyle=":", linewidth=1.2)
         right.set_ylim(0, 1.12 * even)

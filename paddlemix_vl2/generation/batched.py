@@ -21,7 +21,7 @@ _BATCHES_PER_WINDOW = 4
 
 
 @dataclass(frozen=True)
-class BatchLimits:
+class GenerationLimits:
     """How large batches and answers may be.
 
     Attributes:
@@ -30,7 +30,7 @@ class BatchLimits:
         batch_tokens: most positions of a batch, prompts with their padding and answers. A single conversation
             that needs more is a batch of its own.
         max_length: positions of the model; longer conversations get an error instead of an answer. None: not
-            looked at.
+            checked.
 
     Raises:
         ValueError: one of them is below 1.
@@ -47,7 +47,7 @@ class BatchLimits:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
-class Answer(NamedTuple):
+class ConversationAnswer(NamedTuple):
     """What the model said to conversation ``number``, or why it was not asked; the other one is None.
 
     ``text`` has its special tokens, boxes being written with them, up to the end-of-sentence token.
@@ -59,8 +59,8 @@ class Answer(NamedTuple):
 
 
 def answer_conversations(
-    model, processor, conversations: Iterable[tuple[int, list[dict] | ValueError]], limits: BatchLimits
-) -> Iterator[Answer]:
+    model, processor, conversations: Iterable[tuple[int, list[dict] | ValueError]], limits: GenerationLimits
+) -> Iterator[ConversationAnswer]:
     """Answer numbered conversations, a window of them at a time.
 
     Args:
@@ -83,20 +83,20 @@ def answer_conversations(
             try:
                 samples[number] = _prepare(processor, conversation, limits)
             except (ValueError, OSError) as error:
-                yield Answer(number, None, " ".join(str(error).split()))
+                yield ConversationAnswer(number, None, " ".join(str(error).split()))
         lengths = {number: len(sample.input_ids) for number, sample in samples.items()}
         for batch in form_batches(lengths, limits):
             texts = _generate(model, processor, [samples.pop(number) for number in batch], limits)
-            yield from map(Answer, batch, texts)
+            yield from map(ConversationAnswer, batch, texts)
 
 
-def form_batches(lengths: dict[int, int], limits: BatchLimits) -> list[list[int]]:
+def form_batches(lengths: dict[int, int], limits: GenerationLimits) -> list[list[int]]:
     """Batches of conversations of similar length, the longest first.
 
     Args:
         lengths: number of a conversation -> tokens of its prompt.
 
-    >>> form_batches({0: 500, 1: 20, 2: 480, 3: 25}, BatchLimits(max_new_tokens=10, batch_size=2))
+    >>> form_batches({0: 500, 1: 20, 2: 480, 3: 25}, GenerationLimits(max_new_tokens=10, batch_size=2))
     [[0, 2], [1, 3]]
     """
     batches: list[list[int]] = []
@@ -112,7 +112,7 @@ def form_batches(lengths: dict[int, int], limits: BatchLimits) -> list[list[int]
     return [sorted(batch) for batch in batches]
 
 
-def _prepare(processor, conversation: list[dict] | ValueError, limits: BatchLimits):
+def _prepare(processor, conversation: list[dict] | ValueError, limits: GenerationLimits):
     if isinstance(conversation, ValueError):
         raise conversation
     sample = processor.process_one(conversation)
@@ -121,7 +121,7 @@ def _prepare(processor, conversation: list[dict] | ValueError, limits: BatchLimi
     return sample
 
 
-def _generate(model, processor, samples: list, limits: BatchLimits) -> list[str]:
+def _generate(model, processor, samples: list, limits: GenerationLimits) -> list[str]:
     ids, _ = model.generate(**processor.batchify(samples), max_new_tokens=limits.max_new_tokens)
     tokenizer = processor.tokenizer
     return [tokenizer.decode(_until(row, tokenizer.eos_token_id)) for row in ids.numpy().tolist()]

@@ -9,8 +9,9 @@ import paddle
 
 from paddlemix_vl2 import device
 from paddlemix_vl2.generation.sampling import Sampler, SamplingParameters
+from paddlemix_vl2.layouts.batch_plan import BatchPlan
 
-_PICTURES = ("images", "images_seq_mask", "images_spatial_crop")
+_NOT_FINITE = -1
 
 
 class PromptTooLong(ValueError):
@@ -24,6 +25,7 @@ def generate(
     images: paddle.Tensor | None = None,
     images_seq_mask: paddle.Tensor | None = None,
     images_spatial_crop: paddle.Tensor | None = None,
+    plan: BatchPlan | None = None,
     max_new_tokens: int = 512,
     do_sample: bool = False,
     temperature: float = 1.0,
@@ -38,7 +40,8 @@ def generate(
     """Answer a batch of left-padded prompts, greedily or by sampling.
 
     Args:
-        input_ids, attention_mask, images, images_seq_mask, images_spatial_crop: a batch of the processor.
+        input_ids, attention_mask, images, images_seq_mask, images_spatial_crop, plan: a batch of the
+            processor.
         max_new_tokens: longest answer.
         do_sample: sample instead of taking the best token; ``temperature``, ``top_k`` (0: off), ``top_p``
             and ``seed`` apply then.
@@ -66,17 +69,19 @@ def generate(
     if images_seq_mask is not None:
         countable = countable & ~images_seq_mask.astype("bool")
     sampler = Sampler(parameters, batch_size, input_ids, countable)
-    batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-    batch.update(zip(_PICTURES, (images, images_seq_mask, images_spatial_crop), strict=True))
+    batch: dict[str, paddle.Tensor | BatchPlan | None] = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "images": images,
+        "images_seq_mask": images_seq_mask,
+        "images_spatial_crop": images_spatial_crop,
+        "plan": plan,
+    }
 
     was_training = model.training
     model.eval()
     try:
         logits, cache = model.prefill(batch, prompt_length + max_new_tokens, chunk_size)
-        if not bool(paddle.isfinite(logits).all()):
-            raise ValueError(
-                "the model's logits are not finite: its weights are damaged, or too large for their dtype"
-            )
         return _decode(model, sampler, logits, cache, max_new_tokens, stops, streamer)
     finally:
         if was_training:
@@ -86,13 +91,18 @@ def generate(
 @paddle.no_grad()
 def _decode(model, sampler, logits, cache, max_new_tokens, stops, streamer):
     rows = logits.shape[0]
-    answers, scores = [], paddle.zeros([rows], "float32")
+    answers: list[np.ndarray] = []
+    scores = paddle.zeros([rows], "float32")
     alive = np.ones(rows, bool)
-    fill = np.full(rows, stops[0] if len(stops) else 0, np.int64)  # what an ended row goes on with
+    fill = np.full(rows, stops[0] if len(stops) else 0, np.int64)  # tokens of ended rows
     try:
         while True:
             chosen, log_probs = sampler.next_token(logits)
-            tokens = np.where(alive, chosen.numpy(), fill)  # the one read of the device per step
+            if not answers:
+                chosen = mark_not_finite(chosen, logits)
+            read = chosen.numpy()  # the one read of the device per step
+            check_finite(read)
+            tokens = np.where(alive, read, fill)
             scores += log_probs * device.to_tensor(alive.astype(np.float32))
             answers.append(tokens)
             if streamer is not None:
@@ -107,6 +117,25 @@ def _decode(model, sampler, logits, cache, max_new_tokens, stops, streamer):
         if streamer is not None:
             streamer.end()
     return device.to_tensor(np.stack(answers, axis=1)), scores.unsqueeze(1)
+
+
+def mark_not_finite(token_ids: paddle.Tensor, logits: paddle.Tensor) -> paddle.Tensor:
+    """The tokens int64 [B] that were chosen from logits [B, V], with a mark where these are not finite: it is
+    read together with them."""
+    finite = paddle.isfinite(logits).all(axis=-1)
+    return paddle.where(finite, token_ids, paddle.full_like(token_ids, _NOT_FINITE))
+
+
+def check_finite(token_ids: np.ndarray | list[int]) -> None:
+    """Refuse tokens that :func:`mark_not_finite` has marked.
+
+    Raises:
+        ValueError: the model cannot compute.
+    """
+    if _NOT_FINITE in token_ids:
+        raise ValueError(
+            "the model's logits are not finite: its weights are damaged, or too large for their dtype"
+        )
 
 
 def _stop_tokens(eos_token_id) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From logits to the next token: repetition penalty, then greedy choice or temperature, top-k, top-p, draw.
+"""From logits to the next token: repetition penalty, then greedy, or temperature, top-k, top-p and sampling.
 
 The order is that of the published inference script: the penalty on the raw logits, then temperature, then
 top-k, then top-p over what top-k has left, renormalised.
@@ -7,7 +7,7 @@ PaddleNLP's ``paddlenlp.generation.logits_process`` is not used here, for these 
 does not renormalise behind ``TopKProcess``, so that the nucleus comes out too large, and sorts the vocabulary
 twice to sort it once; ``TopKProcess`` keeps more than k tokens on ties; ``RepetitionPenaltyLogitsProcessor``
 takes every position of the prompt, also padding and image placeholders, and the whole history again in each
-step; and the draw that follows them comes from Paddle's global generator.
+step; and the sampling that follows uses Paddle's global generator.
 
 ``paddle.nn.functional.log_softmax`` is avoided: over a vocabulary of this size it takes seconds on the CPU
 (Paddle 3.3.1), where softmax takes less than a millisecond. The logarithm is taken of the chosen
@@ -36,15 +36,15 @@ class SamplingParameters:
     """How a token is chosen; checked when made.
 
     Attributes:
-        do_sample: draw a token; False takes the most likely one, and everything below but the penalty has no
-            effect.
+        do_sample: sample a token; False takes the most likely one, and everything below but the penalty has
+            no effect.
         temperature: divides the logits; below 1 sharpens, above 1 flattens.
         top_k: keep that many of the most likely tokens; 0 keeps all.
         top_p: keep the smallest set of most likely tokens whose probability reaches ``top_p``; the token that
             reaches it is kept, so that at least one is.
         repetition_penalty: above 1 makes tokens of the prompt and of the answer less likely (arXiv
             1909.05858).
-        seed: makes draws reproducible, each row of a batch by itself; None draws differently each time.
+        seed: makes sampling reproducible, each row of a batch by itself; None: other samples each time.
 
     Raises:
         ValueError: a value is out of its range.
@@ -66,13 +66,19 @@ class SamplingParameters:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
     ) -> "SamplingParameters":
-        """What a user means who has given some of these: greedy, unless one of the first three asks for
-        sampling. A temperature of 0 is the greedy choice, and ``top_k`` 0 asks for nothing."""
-        given = {"temperature": temperature, "top_p": top_p, "top_k": top_k}
-        given = {name: value for name, value in given.items() if value is not None}
-        if given.get("temperature") == 0 or given == {"top_k": 0}:
-            given = {}
-        return cls(do_sample=bool(given), **given, repetition_penalty=repetition_penalty, seed=seed)
+        """The parameters for what a user has given: greedy, unless one of the first three asks for sampling.
+        A temperature of 0 is greedy too, and ``top_k`` 0 is off."""
+        asked = [value for value in (temperature, top_p, None if top_k == 0 else top_k) if value is not None]
+        if not asked or temperature == 0:
+            return cls(repetition_penalty=repetition_penalty, seed=seed)
+        return cls(
+            do_sample=True,
+            temperature=cls.temperature if temperature is None else temperature,
+            top_k=cls.top_k if top_k is None else top_k,
+            top_p=cls.top_p if top_p is None else top_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
 
     def __post_init__(self):
         is_warm = _is_positive(self.temperature) and self.temperature >= _LOWEST_TEMPERATURE
@@ -88,11 +94,11 @@ class SamplingParameters:
 
 def _is_positive(value) -> bool:
     is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    return is_number and 0 < value < math.inf
+    return is_number and bool(0 < value < math.inf)
 
 
 def _is_natural(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
 def _check(name: str, value, is_good: bool, expected: str) -> None:
@@ -115,6 +121,8 @@ class Sampler:
             placeholders. All count where absent.
     """
 
+    _draws: paddle.Tensor  # float32 [B, _DRAWS_PER_COPY]; there from the first step on
+
     def __init__(
         self,
         parameters: SamplingParameters,
@@ -124,13 +132,13 @@ class Sampler:
     ):
         self.parameters = parameters
         self._prompt = (prompt_ids, prompt_mask)
-        self._penalties = None  # float32 [B * (V + 1)]; made with the first logits, which tell V
+        # float32 [B * (V + 1)]; made with the first logits, which give V.
+        self._penalties: paddle.Tensor | None = None
         seed = parameters.seed
         self._generators = [
             np.random.default_rng() if seed is None else np.random.default_rng([seed, row])
             for row in range(batch_size)
         ]
-        self._draws = None  # float32 [B, _DRAWS_PER_COPY]
         self._step = 0
 
     @paddle.no_grad()
@@ -157,26 +165,27 @@ class Sampler:
         self._step += 1
         return ids, log_probs
 
-    def _penalise(self, logits):
+    def _penalise(self, logits: paddle.Tensor) -> paddle.Tensor:
         if self.parameters.repetition_penalty == 1:
             return logits
         rows, vocabulary = logits.shape
-        if self._penalties is None:
+        penalties = self._penalties
+        if penalties is None:
             said = _said_in_prompt(rows, vocabulary, *self._prompt)
-            self._penalties = paddle.ones([rows * (vocabulary + 1)], "float32")
-            self._add_penalties(said)
-        penalties = self._penalties.reshape([rows, vocabulary + 1])[:, :vocabulary]
+            penalties = self._penalties = paddle.ones([rows * (vocabulary + 1)], "float32")
+            self._add_penalties(penalties, said)
+        penalties = penalties.reshape([rows, vocabulary + 1])[:, :vocabulary]
         return paddle.where(logits < 0, logits * penalties, logits / penalties)
 
-    def _add_penalties(self, places):
+    def _add_penalties(self, penalties: paddle.Tensor, places: paddle.Tensor) -> None:
         penalty = paddle.full(places.shape, self.parameters.repetition_penalty, "float32")
-        paddle.scatter_(self._penalties, places, penalty)
+        paddle.scatter_(penalties, places, penalty)
 
-    def _remember(self, ids):
+    def _remember(self, ids: paddle.Tensor) -> None:
         if self._penalties is not None:
             rows = ids.shape[0]
             row_starts = paddle.arange(rows, dtype="int64") * (self._penalties.shape[0] // rows)
-            self._add_penalties(row_starts + ids)
+            self._add_penalties(self._penalties, row_starts + ids)
 
     def _draw(self, logits):
         """logits [B, V] -> ids int64 [B], log-probabilities float32 [B]."""

@@ -100,7 +100,7 @@ def _send(receiver, piece: str) -> None:
 
 
 class RowDecoder:
-    """One row's tokens to text; says nothing more after a stop token.
+    """One row's tokens to text; gives no text after a stop token.
 
     Args:
         backend: a ``tokenizers.Tokenizer``.
@@ -141,7 +141,7 @@ class RowDecoder:
 
 
 class StreamAbandonedError(Exception):
-    """Raised inside ``generate`` when nobody reads the text any more; ends the generation."""
+    """Raised inside ``generate`` when the reader of the text is gone; ends the generation."""
 
 
 class TextIteratorStreamer(TextStreamer):
@@ -158,7 +158,7 @@ class TextIteratorStreamer(TextStreamer):
     at its next token. One streamer serves one answer.
 
     With a thread of your own, pass the streamer to ``generate`` and iterate over it; then only ``run`` can
-    tell of an exception, so use ``timeout``.
+    raise its exception, so use ``timeout``.
 
     Args:
         tokenizer, eos_token_id, skip_special_tokens: as of :class:`TextStreamer`.

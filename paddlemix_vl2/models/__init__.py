@@ -14,11 +14,15 @@ E      routed experts
 K      experts chosen per token (num_experts_per_tok)
 M      tokens in a flat list (B * T)
 V      vocabulary
-I      image tiles (views) of the batch
+I      views (image tiles) that the vision encoder sees
 P      patches of one tile
-W      width of the vision tower
+W      width of the vision encoder
 =====  ==================================================================
 
 Attention tensors are laid out [B, T, N, D], as in Paddle's own attention functions; caches of multi-head
 attention are [B, N, S, D], so that a decode step reads them in order.
 """
+
+from paddlemix_vl2.process_tuning import tune_process
+
+tune_process()

@@ -1,22 +1,14 @@
-"""The conversation template: checked messages and the pieces of text that they become.
+"""Conversations: parsed and checked once, then one object on the whole way to the ids.
 
 A conversation is a list of messages ``{"role": ..., "content": ..., "images": [...]}``: at most one system
-message, first, then user and assistant in turn. Each piece is tokenised on its own, as in the published
-code::
-
-    system      {content}
-    user        <|User|>: {content}\\n\\n<|Assistant|>:
-    assistant   {content}, closed by the end-of-sentence token
-
-with surrounding white space stripped. Source: ``format_messages_v2`` of the published processor and its
-"deepseek" template.
+message, first, then user and assistant, alternating; each ``<image>`` in a user message is a picture.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, USER_TOKEN
+from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, IMAGE_TOKEN, USER_TOKEN
 
 SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 ROLES = {USER_TOKEN: USER, "user": USER, ASSISTANT_TOKEN: ASSISTANT, "assistant": ASSISTANT, "system": SYSTEM}
@@ -28,70 +20,88 @@ class Message:
 
     Attributes:
         place: how errors name it, e.g. "message 0 (<|User|>)".
-        pictures: what its ``images`` holds; None where it has no such key.
+        images: one per ``<image>`` in the text, in order.
     """
 
     role: str
     content: str
     place: str
-    pictures: list | None = None
+    images: tuple = ()
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text that is tokenised on its own.
+class Conversation:
+    """Checked messages.
 
     Attributes:
-        pictures: one per ``<image>`` in the text, in order.
-        closed: whether the end-of-sentence token follows.
-        is_answer: whether the model is to learn it when prompts are masked.
+        inference_mode: whether the end is left open for the model to continue. The last message may then be
+            an empty assistant message (the published form), the user's (the same prompt, since a user message
+            brings ``<|Assistant|>:`` with it), or an assistant message with text: the beginning of the
+            answer. In training every user message is followed by an answer that has text.
     """
 
-    text: str
-    pictures: list = field(default_factory=list)
-    closed: bool = False
-    is_answer: bool = False
+    messages: tuple[Message, ...]
+    inference_mode: bool = True
 
+    @classmethod
+    def parse(
+        cls,
+        messages: Sequence[dict],
+        images: Sequence | None = None,
+        inference_mode: bool = True,
+        system_prompt: str = "",
+        image_token: str = IMAGE_TOKEN,
+    ) -> "Conversation":
+        """Check messages as users write them.
 
-def build_pieces(
-    conversation: Sequence[dict],
-    pictures: list | None,
-    image_token: str,
-    inference_mode: bool,
-    system_prompt: str = "",
-) -> list[Piece]:
-    """Check a conversation and turn it into pieces of text, each with its pictures.
+        Args:
+            images: the pictures of the whole conversation in order; they take the place of those named in the
+                messages. None: the messages name them.
+            system_prompt: the same as a first message of the role ``system``.
 
-    In inference the last piece is left open for the model to continue. The last message may be an empty
-    assistant message (the published form), the user's (the same prompt, since a user message brings
-    ``<|Assistant|>:`` with it), or an assistant message with text: the beginning of the answer, which the
-    model then continues. In training every user message is followed by an answer that has text.
+        Raises:
+            ValueError: the conversation breaks a rule, or the number of pictures is not that of ``<image>``.
+        """
+        read = [_read_message(index, message) for index, message in _enumerate_messages(messages)]
+        _check_order(read)
+        _check_texts(read, image_token, inference_mode)
+        if system_prompt and read[0].role == SYSTEM:
+            raise ValueError(
+                f"system_prompt is given and {read[0].place} is a system message too; keep one of them"
+            )
+        if system_prompt:
+            read.insert(0, _system_message(system_prompt, image_token))
+        return cls(tuple(_share_images(read, images, image_token)), inference_mode)
 
-    Args:
-        pictures: the pictures of the whole conversation in order; they take the place of those named in the
-            messages. None: the messages name them.
-        system_prompt: the same as a first message of the role ``system``.
+    @property
+    def images(self) -> list:
+        """All pictures in order."""
+        return [image for message in self.messages for image in message.images]
 
-    Raises:
-        ValueError: the conversation breaks one of these rules, or the number of pictures is not that of
-            ``<image>``.
-    """
-    messages = [_read_message(index, message) for index, message in _enumerate_messages(conversation)]
-    _check_order(messages)
-    _check_texts(messages, image_token, inference_mode)
-    if system_prompt and messages[0].role == SYSTEM:
-        raise ValueError(
-            f"system_prompt is given and {messages[0].place} is a system message too; keep one of them"
-        )
-    if system_prompt:
-        system = _read_message("system_prompt", {"role": SYSTEM, "content": system_prompt})
-        _check_no_image(system, image_token)
-        messages.insert(0, system)
-    shares = _share_pictures(messages, pictures, image_token)
-    pieces = [_to_piece(message, share) for message, share in zip(messages, shares, strict=True)]
-    if inference_mode and messages[-1].role == ASSISTANT:
-        pieces[-1] = Piece(messages[-1].content, is_answer=True)
-    return pieces
+    @property
+    def num_turns(self) -> int:
+        """User messages."""
+        return sum(message.role == USER for message in self.messages)
+
+    @property
+    def has_system_message(self) -> bool:
+        return self.messages[0].role == SYSTEM
+
+    def with_system_message(self, content: str, image_token: str = IMAGE_TOKEN) -> "Conversation":
+        """The conversation behind a system message."""
+        return replace(self, messages=(_system_message(content, image_token), *self.messages))
+
+    def drop_turns(self, count: int) -> "Conversation":
+        """Without the last turns of user and assistant, which both have ended."""
+        return replace(self, messages=self.messages[: len(self.messages) - 2 * count])
+
+    def map_images(self, function: Callable[[Any], Any]) -> "Conversation":
+        """With ``function(image)`` in the place of every picture."""
+        messages = [
+            replace(message, images=tuple(map(function, message.images))) if message.images else message
+            for message in self.messages
+        ]
+        return replace(self, messages=tuple(messages))
 
 
 def place_pictures(question: str, num_pictures: int, image_token: str) -> str:
@@ -104,32 +114,38 @@ def place_pictures(question: str, num_pictures: int, image_token: str) -> str:
     return question if image_token in question else f"{image_token}\n" * num_pictures + question
 
 
-def _enumerate_messages(conversation: Sequence[dict]):
-    if isinstance(conversation, str) or not isinstance(conversation, Sequence):
+def _system_message(content: str, image_token: str) -> Message:
+    message = _read_message("system_prompt", {"role": SYSTEM, "content": content})
+    _check_no_image(message, image_token)
+    return message
+
+
+def _enumerate_messages(messages: Sequence[dict]):
+    if isinstance(messages, str) or not isinstance(messages, Sequence):
         raise ValueError(
-            f"a conversation is a list of messages, not {type(conversation).__name__}; "
+            f"a conversation is a list of messages, not {type(messages).__name__}; "
             "text that is already in the template goes into prompt="
         )
-    if not conversation:
+    if not messages:
         raise ValueError("the conversation is empty; it needs at least one user message")
-    return enumerate(conversation)
+    return enumerate(messages)
 
 
 def _read_message(index: int | str, message: Any) -> Message:
     place = f"message {index}" if isinstance(index, int) else index
     if not isinstance(message, dict) or "role" not in message or "content" not in message:
         raise ValueError(f"{place}: a message is a dictionary with role and content, not {str(message)[:80]}")
-    role, content, pictures = message["role"], message["content"], message.get("images")
+    role, content, images = message["role"], message["content"], message.get("images")
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"{place}: unknown role {role!r}; use one of {', '.join(ROLES)}")
     place = f"{place} ({role})"
     if not isinstance(content, str):
         raise ValueError(f"{place}: content is text, not {type(content).__name__}")
-    if pictures is not None and not isinstance(pictures, list | tuple):
-        raise ValueError(f"{place}: images is a list, not {type(pictures).__name__}")
-    if pictures and ROLES[role] != USER:
+    if images is not None and not isinstance(images, list | tuple):
+        raise ValueError(f"{place}: images is a list, not {type(images).__name__}")
+    if images and ROLES[role] != USER:
         raise ValueError(f"{place}: has images; pictures belong into user messages")
-    return Message(ROLES[role], content.strip(), place, None if pictures is None else list(pictures))
+    return Message(ROLES[role], content.strip(), place, tuple(images or ()))
 
 
 def _check_order(messages: list[Message]) -> None:
@@ -168,30 +184,25 @@ def _check_no_image(message: Message, image_token: str) -> None:
         )
 
 
-def _share_pictures(messages: list[Message], pictures: list | None, image_token: str) -> list[list]:
-    """The pictures of each message: those it names, or its share of ``pictures``."""
+def _share_images(messages: list[Message], images: Sequence | None, image_token: str) -> list[Message]:
+    """The messages with the pictures that they name, or with their shares of ``images``."""
     counts = [message.content.count(image_token) for message in messages]
-    if pictures is None:
-        named = [message.pictures or [] for message in messages]
-        for message, count, own in zip(messages, counts, named, strict=True):
-            if count != len(own):
+    if images is None:
+        for message, count in zip(messages, counts, strict=True):
+            if count != len(message.images):
                 raise ValueError(
-                    f"{message.place}: {count} {image_token} in the text but {len(own)} picture(s) in images"
+                    f"{message.place}: {count} {image_token} in the text but "
+                    f"{len(message.images)} picture(s) in images"
                 )
-        return named
-    if sum(counts) != len(pictures):
+        return messages
+    if sum(counts) != len(images):
         where = ", ".join(f"{count} in {m.place}" for m, count in zip(messages, counts, strict=True) if count)
         raise ValueError(
             f"the conversation has {sum(counts)} {image_token} ({where or 'in no message'}) "
-            f"but images= holds {len(pictures)} picture(s)"
+            f"but images= holds {len(images)} picture(s)"
         )
-    ends = [sum(counts[: index + 1]) for index in range(len(counts))]
-    return [pictures[end - count : end] for end, count in zip(ends, counts, strict=True)]
-
-
-def _to_piece(message: Message, pictures: list) -> Piece:
-    if message.role == USER:
-        return Piece(f"{USER_TOKEN}: {message.content}\n\n{ASSISTANT_TOKEN}:", pictures)
-    if message.role == SYSTEM:
-        return Piece(message.content)
-    return Piece(message.content, closed=True, is_answer=True)
+    remaining = iter(images)
+    return [
+        replace(message, images=tuple(next(remaining) for _ in range(count)))
+        for message, count in zip(messages, counts, strict=True)
+    ]

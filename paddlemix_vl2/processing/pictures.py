@@ -1,11 +1,10 @@
 """Opening pictures: what Pillow reads becomes an upright 8-bit RGB picture, anything else one clear error."""
 
 import base64
-import binascii
 import math
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +25,8 @@ _UPRIGHT = {
 }
 _ON_ITS_SIDE = (5, 6, 7, 8)
 _EXIF_ERRORS = (AttributeError, KeyError, OSError, SyntaxError, TypeError, ValueError, struct.error)
-_LONGEST_NAME = 200
+_MAX_NAME = 200
+REMOTE_SCHEMES = ("http://", "https://")
 # Pillow reads many more; some start other programs (EPS), and few of their decoders see much use.
 STRANGERS_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
@@ -38,8 +38,8 @@ def open_picture(source: str | os.PathLike | Image.Image, name: str | None = Non
 
     Colours follow ``Image.convert("RGB")``, as in the published code: CMYK is converted without a colour
     profile and transparency is dropped, not blended with a background. Two things go beyond the published
-    code. The EXIF orientation is applied, because a phone stores an upright picture lying on its side and
-    says so only there; the model would be asked about a picture that nobody has seen. Sixteen-bit grey is
+    code. The EXIF orientation is applied: a phone stores an upright picture rotated and notes it only
+    there, and the model should see what a viewer shows. Sixteen-bit grey is
     scaled to eight, where ``convert`` would turn nearly every pixel white. Of an animation the current (in a
     file the first) frame is taken.
 
@@ -58,7 +58,7 @@ def open_picture(source: str | os.PathLike | Image.Image, name: str | None = Non
 
 def picture_size(source: str | os.PathLike | Image.Image, name: str | None = None) -> tuple[int, int]:
     """Width and height of :func:`open_picture`'s result, from the head of the file where its format allows:
-    Pillow decodes a PNG to see whether an orientation stands behind its pixels.
+    Pillow decodes a PNG to look for an orientation behind its pixels.
 
     Raises:
         ValueError: as :func:`open_picture`, but damaged pixels go unnoticed.
@@ -77,6 +77,47 @@ def _apply(read: Callable[[Image.Image], T], source: str | os.PathLike | Image.I
     raise ValueError(f"{name or 'the picture'}: a picture is a PIL image or a file's path, not {kind}")
 
 
+def is_remote(source: str) -> bool:
+    """Whether a picture's name is a URL that has to be fetched."""
+    return source[:8].lower().startswith(REMOTE_SCHEMES)
+
+
+def is_data_url(source: str) -> bool:
+    """Whether a picture's name is a ``data:`` URL, which holds the picture."""
+    return source[:5].lower() == "data:"
+
+
+def split_data_url(url: str, media_type: str = "") -> str:
+    """The base64 text of ``data:image/png;base64,...``.
+
+    Args:
+        media_type: what the media type must begin with, as ``image/``.
+
+    Raises:
+        ValueError: it is another kind of URL, or no URL.
+    """
+    head, comma, content = url.partition(",")
+    if not is_data_url(url) or not comma:
+        raise ValueError(f"a picture is a data: URL (data:image/png;base64,...), not {url[:40]!r}")
+    kind, *options = head[5:].lower().split(";")
+    if not kind.startswith(media_type) or "base64" not in options:
+        raise ValueError(f"a data: URL begins with data:image/...;base64, not {head[:40]!r}")
+    return content
+
+
+def read_base64(content: str) -> bytes:
+    """The bytes that are written in base64.
+
+    Raises:
+        ValueError: it is not base64.
+    """
+    try:
+        return base64.b64decode(content, validate=True)
+    # Letters beyond ASCII raise a plain ValueError, of which binascii.Error is a kind.
+    except ValueError as error:
+        raise ValueError(f"is not base64 ({error})") from None
+
+
 def decode_base64(content: str, name: str) -> Image.Image:
     """:func:`open_picture` for a file that is written in base64.
 
@@ -87,10 +128,9 @@ def decode_base64(content: str, name: str) -> Image.Image:
         ValueError: not base64, or as :func:`open_picture`.
     """
     try:
-        data = base64.b64decode(content, validate=True)
-    # Letters beyond ASCII raise a plain ValueError.
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"{name}: is not base64 ({error})") from None
+        data = read_base64(content)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     return _checked(lambda: _open_file(_to_upright_rgb, BytesIO(data)), name)
 
 
@@ -107,7 +147,7 @@ def decode_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
 def _open_file(
     read: Callable[[Image.Image], T],
     file: Path | BytesIO,
-    formats: Sequence[str] | None = None,
+    formats: tuple[str, ...] | None = None,
     max_pixels: float = math.inf,
 ) -> T:
     with Image.open(file, formats=formats) as picture:
@@ -120,7 +160,7 @@ def _open_file(
 
 def _checked(load: Callable[[], T], name: str) -> T:
     """Call ``load``; whatever goes wrong becomes a one-line ValueError that starts with ``name``."""
-    name = name if len(name) <= _LONGEST_NAME else name[:_LONGEST_NAME] + "..."
+    name = name if len(name) <= _MAX_NAME else name[:_MAX_NAME] + "..."
     try:
         return load()
     except FileNotFoundError:

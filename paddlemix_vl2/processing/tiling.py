@@ -1,4 +1,4 @@
-"""From a picture to the views that the vision tower sees: one global view and a grid of local tiles.
+"""From a picture to the views that the vision encoder sees: one global view and a grid of local tiles.
 
 Source: DeepSeek-VL2 paper (arXiv 2412.10302), section 3.1 "dynamic tiling"; mirrors
 ``select_best_resolution`` and the picture part of ``tokenize_with_images`` of the published processor.
@@ -13,13 +13,13 @@ from PIL import Image
 Size = tuple[int, int]  # width, height
 
 
-def select_best_resolution(picture_size: Size, candidate_resolutions: Sequence[Size]) -> Size:
+def select_best_resolution(image_size: Size, candidate_resolutions: Sequence[Size]) -> Size:
     """The candidate that keeps most of the picture's pixels.
 
     Among equals it is the one with the least padding, and among these the first.
 
     Args:
-        picture_size: width and height.
+        image_size: width and height.
         candidate_resolutions: pairs of width and height.
 
     >>> select_best_resolution((800, 400), [(384, 384), (384, 768), (768, 384), (768, 768)])
@@ -27,7 +27,7 @@ def select_best_resolution(picture_size: Size, candidate_resolutions: Sequence[S
     >>> select_best_resolution((100, 60), [(384, 768), (384, 384)])  # both keep all of it
     (384, 384)
     """
-    width, height = picture_size
+    width, height = image_size
 
     def merit(candidate: Size) -> tuple[int, int]:
         scale = min(candidate[0] / width, candidate[1] / height)

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 
-from paddlemix_vl2.processing.json_files import read_object, write_object, write_text
-
-TOKENIZER_NAME = "tokenizer.json"
-SETTINGS_NAME = "tokenizer_config.json"
+from paddlemix_vl2.files import read_object, write_object, write_text
+from paddlemix_vl2.hub import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
 BOS_TOKEN = "<｜begin▁of▁sentence｜>"
 EOS_TOKEN = "<｜end▁of▁sentence｜>"
@@ -77,9 +75,9 @@ class DeepseekTokenizer:
             FileNotFoundError: no ``tokenizer.json``.
             ValueError: one of the files cannot be read.
         """
-        file, settings_file = Path(folder) / TOKENIZER_NAME, Path(folder) / SETTINGS_NAME
+        file, settings_file = Path(folder) / TOKENIZER_FILE, Path(folder) / TOKENIZER_CONFIG_FILE
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: no such file; a checkpoint folder holds {TOKENIZER_NAME}")
+            raise FileNotFoundError(f"{file}: no such file; a checkpoint folder holds {TOKENIZER_FILE}")
         settings = read_object(settings_file) if settings_file.is_file() else {}
         try:
             backend = Tokenizer.from_file(str(file))
@@ -97,11 +95,11 @@ class DeepseekTokenizer:
         """Write ``tokenizer.json`` with the special tokens and ``tokenizer_config.json`` into ``folder``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / TOKENIZER_NAME, self.backend.to_str(pretty=True) + "\n")
+        write_text(folder / TOKENIZER_FILE, self.backend.to_str(pretty=True) + "\n")
         # The class under which other tools load a tokenizer.json of this family.
         defaults = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": False, "add_eos_token": False}
         special = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
-        write_object(folder / SETTINGS_NAME, {**defaults, **self._settings, **special})
+        write_object(folder / TOKENIZER_CONFIG_FILE, {**defaults, **self._settings, **special})
 
     def encode(self, text: str) -> list[int]:
         """Ids of ``text``, nothing added before or after it. Special tokens in the text become their ids.

@@ -15,23 +15,24 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
-from paddlemix_vl2.answering import (
-    Answer,
-    AnswerFailed,
-    AnswerRequest,
-    AnswerService,
-    QueueFull,
-    ServiceStopped,
-)
 from paddlemix_vl2.generation.decoding import PromptTooLong
+from paddlemix_vl2.processing.pictures import is_remote
 from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, USER_TOKEN
 from paddlemix_vl2.server.errors import ApiError, explain
 from paddlemix_vl2.server.live import EventStream, LiveAnswer, while_connected
 from paddlemix_vl2.server.metrics import Metrics, Timing
-from paddlemix_vl2.server.pictures import decode, is_remote, read_data_url
+from paddlemix_vl2.server.pictures import decode, read_data_url
 from paddlemix_vl2.server.remote import PictureFetcher
 from paddlemix_vl2.server.replies import DONE, Reply, event
 from paddlemix_vl2.server.schema import ChatRequest
+from paddlemix_vl2.serving import (
+    EngineStopped,
+    GenerationRequest,
+    QueueFull,
+    RequestFailed,
+    RequestOutput,
+    ServingEngine,
+)
 
 # The status that nginx notes where a client has gone before its reply.
 CLIENT_GONE = 499
@@ -61,7 +62,7 @@ class ServerSettings:
     remote_timeout: float = 10.0
 
 
-def create_app(service: AnswerService, settings: ServerSettings) -> FastAPI:
+def create_app(service: ServingEngine, settings: ServerSettings) -> FastAPI:
     """The ASGI application; its end closes the service, which then has nothing left to do."""
     executor = ThreadPoolExecutor(_PREPARING_THREADS, "preparing")
 
@@ -127,7 +128,7 @@ class _Chat:
 
     def __init__(
         self,
-        service: AnswerService,
+        service: ServingEngine,
         settings: ServerSettings,
         executor: ThreadPoolExecutor,
         metrics: Metrics,
@@ -139,7 +140,7 @@ class _Chat:
         processor = service.processor
         tokens = processor.tokenizer
         self._image_token = processor.image_token
-        # In a text they would begin and end turns, or stand for pictures that are not there.
+        # In a text they would begin and end turns, or ask for pictures that are not there.
         self._control_tokens = (
             processor.image_token,
             tokens.bos_token,
@@ -158,7 +159,7 @@ class _Chat:
             return response
         except ClientDisconnect:
             status = CLIENT_GONE
-            return Response(status_code=status)  # for nobody
+            return Response(status_code=status)  # the client is gone
         except ApiError as error:
             status = error.status
             raise
@@ -202,7 +203,7 @@ class _Chat:
             chat = await self._read(request)
             await while_connected(request.receive, self._submit(chat, live))
             return Reply(self._settings.model_name, chat.includes_usage), bool(chat.stream)
-        except (QueueFull, ServiceStopped) as error:
+        except (QueueFull, EngineStopped) as error:
             raise _turned_away(error) from None
         finally:
             self._arriving -= 1
@@ -225,7 +226,7 @@ class _Chat:
         """Turn a request away before its body is read, where there is no place for it.
 
         Raises:
-            QueueFull, ServiceStopped: as :meth:`AnswerService.submit`.
+            QueueFull, EngineStopped: as :meth:`ServingEngine.submit`.
         """
         limits = self._service.limits
         self._service.check_open()
@@ -284,8 +285,8 @@ class _Chat:
             zip(remote, await asyncio.gather(*map(self._fetcher.fetch, remote.values(), remote)), strict=True)
         )
 
-        def prepare(deliver) -> Answer:
-            request = AnswerRequest(
+        def prepare(deliver) -> RequestOutput:
+            request = GenerationRequest(
                 chat.conversation(self._image_token),
                 self._read_pictures(urls, fetched),
                 chat.sampling(),
@@ -302,7 +303,7 @@ class _Chat:
             raise ApiError(400, str(error), "messages", "invalid_value") from None
 
 
-def _turned_away(error: QueueFull | ServiceStopped) -> ApiError:
+def _turned_away(error: QueueFull | EngineStopped) -> ApiError:
     if isinstance(error, QueueFull):
         return ApiError(429, str(error), code="queue_full")
     return ApiError(503, str(error), code="stopped")
@@ -315,7 +316,7 @@ async def _collect(live: LiveAnswer, reply: Reply, timing: Timing) -> Response:
         async for piece in live.pieces():
             timing.text()
             text.append(piece)
-    except AnswerFailed as error:
+    except RequestFailed as error:
         raise ApiError(500, str(error), code="answer_failed") from None
     if live.answer.finish_reason == "cancelled":  # not by the client, who is still there
         raise ApiError(503, "the server has ended before the answer did", code="stopped")
@@ -329,7 +330,7 @@ async def _stream(live: LiveAnswer, reply: Reply, timing: Timing) -> AsyncIterat
         async for piece in live.pieces():
             timing.text()
             yield reply.chunk({"content": piece})
-    except AnswerFailed as error:
+    except RequestFailed as error:
         yield event(ApiError(500, str(error), code="answer_failed").body())
         return
     if live.answer.finish_reason == "cancelled":

@@ -27,7 +27,7 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
 
     def body(self) -> dict:
-        """The object that stands under ``error`` in OpenAI's replies, with that key."""
+        """OpenAI's error reply: an object under the key ``error``."""
         kind = "invalid_request_error"
         if self.status == 429:
             kind = "rate_limit_error"

@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from paddlemix_vl2.answering import Answer
+from paddlemix_vl2.serving import RequestOutput
 
 T = TypeVar("T")
 
@@ -48,11 +48,11 @@ class LiveAnswer:
     """
 
     def __init__(self):
-        self.answer: Answer | None = None
+        self.answer: RequestOutput | None = None
         self._loop = asyncio.get_running_loop()
         self._pieces: asyncio.Queue[str | None] = asyncio.Queue()
 
-    async def submit(self, executor: Executor, work: Callable[[Callable], Answer]) -> None:
+    async def submit(self, executor: Executor, work: Callable[[Callable], RequestOutput]) -> None:
         """Run ``work(deliver)`` in a thread; it submits the request and returns the answer.
 
         Given up meanwhile, the answer is cancelled as soon as it is there.
@@ -68,7 +68,7 @@ class LiveAnswer:
         """The text as it comes.
 
         Raises:
-            AnswerFailed: the model failed.
+            RequestFailed: the model failed.
         """
         while (piece := await self._pieces.get()) is not None:
             yield piece
@@ -99,7 +99,7 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            with contextlib.suppress(ClientDisconnect, OSError):  # nobody is there to tell
+            with contextlib.suppress(ClientDisconnect, OSError):  # the client is gone
                 await while_connected(receive, self.stream_response(send))
         finally:
             self._when_over()

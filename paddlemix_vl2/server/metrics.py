@@ -4,7 +4,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from paddlemix_vl2.answering import Answer, AnswerService
+from paddlemix_vl2.serving import RequestOutput, ServingEngine
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 
@@ -12,7 +12,7 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
 class Metrics:
     """Counters of one server; the process's memory and time are among them."""
 
-    def __init__(self, service: AnswerService):
+    def __init__(self, service: ServingEngine):
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter(
@@ -72,7 +72,7 @@ class Timing:
             self._has_text = True
             self._metrics._first.observe(time.perf_counter() - self._start)
 
-    def end(self, answer: Answer) -> None:
+    def end(self, answer: RequestOutput) -> None:
         """The answer is over, whole or not."""
         self._metrics._whole.observe(time.perf_counter() - self._start)
         self._metrics._answers.labels(answer.finish_reason or "cancelled").inc()

@@ -14,8 +14,8 @@ import httpx
 
 from paddlemix_vl2.server.errors import ApiError
 
-_MOST_REDIRECTS = 3
-_LAST_PORT = 65535
+_MAX_REDIRECTS = 3
+LAST_PORT = 65535
 _REDIRECTS = (301, 302, 303, 307, 308)
 # IPv6 networks whose addresses hold an IPv4 address that a gateway may connect to.
 _EMBEDDING = [ipaddress.ip_network(n) for n in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")]
@@ -82,19 +82,19 @@ class PictureFetcher:
         async with httpx.AsyncClient(
             transport=self._transport, trust_env=False, follow_redirects=False, timeout=self._timeout
         ) as client:
-            for _ in range(_MOST_REDIRECTS + 1):
+            for _ in range(_MAX_REDIRECTS + 1):
                 following, data = await self._get(client, httpx.URL(url))
                 if following is None:
                     return data
                 url = following
-        raise ValueError(f"it is redirected more than {_MOST_REDIRECTS} times")
+        raise ValueError(f"it is redirected more than {_MAX_REDIRECTS} times")
 
     async def _get(self, client: httpx.AsyncClient, url: httpx.URL) -> tuple[str | None, bytes]:
         """Where a redirect leads, or None and the bytes."""
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError("only http and https URLs with a host are fetched")
         port = url.port or (443 if url.scheme == "https" else 80)
-        if port > _LAST_PORT:
+        if port > LAST_PORT:
             raise ValueError(f"there is no port {port}")
         address = await resolve(url.host, port)
         headers = {"Host": url.netloc.decode("ascii"), "Accept-Encoding": "identity"}

@@ -5,12 +5,12 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
-from paddlemix_vl2.answering import Answer
+from paddlemix_vl2.serving import RequestOutput
 
 DONE = b"data: [DONE]\n\n"
 
 
-def usage(answer: Answer) -> dict:
+def usage(answer: RequestOutput) -> dict:
     """Numbers of tokens; those of pictures count as the prompt's."""
     prompt, completion = answer.prompt_tokens, answer.completion_tokens
     return {
@@ -31,7 +31,7 @@ class Reply:
 
     Attributes:
         model: the name that the model is served under.
-        includes_usage: whether a stream tells the numbers of tokens.
+        includes_usage: whether a stream ends with the numbers of tokens.
     """
 
     model: str
@@ -39,7 +39,7 @@ class Reply:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, answer: Answer) -> dict:
+    def whole(self, text: str, answer: RequestOutput) -> dict:
         """A finished answer."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
@@ -50,8 +50,8 @@ class Reply:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
         return event({**self._head("chat.completion.chunk"), "choices": [choice], **self._no_usage()})
 
-    def usage_chunk(self, answer: Answer) -> bytes:
-        """The event behind the end of a stream that tells the numbers of tokens."""
+    def usage_chunk(self, answer: RequestOutput) -> bytes:
+        """The event with the numbers of tokens, behind the end of a stream."""
         return event({**self._head("chat.completion.chunk"), "choices": [], "usage": usage(answer)})
 
     def _no_usage(self) -> dict:

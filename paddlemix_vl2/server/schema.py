@@ -180,7 +180,7 @@ class ChatRequest(BaseModel):
         ]
 
     def find_text(self, tokens: tuple[str, ...]) -> tuple[str, str] | None:
-        """(place, token) of the first of these tokens that stands in a text."""
+        """(place, token) of the first of these tokens in a text."""
         for index, message in enumerate(self.messages):
             for part in message.content:
                 if isinstance(part, TextPart):

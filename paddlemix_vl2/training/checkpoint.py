@@ -1,4 +1,4 @@
-"""What a run needs to go on exactly where it stopped: ``checkpoint-N`` folders.
+"""What a run needs to resume exactly: ``checkpoint-N`` folders.
 
 ::
 
@@ -7,7 +7,7 @@
     optimizer.pdopt, scheduler.pdparams                          moments under the parameters' paths
     (optimizer-00001-of-00002.pdopt, ... in place of the first   where each process has some of the experts)
     rng_state.pdparams                                           generators of Python, numpy and Paddle
-    trainer_state.json, run_state.json                           step; geometry, data mixture, next draw
+    trainer_state.json, run_state.json                           step; geometry, data mixture, sample index
 
 A folder is written under a temporary name and renamed when it is whole, so that a run that is killed while it
 saves has its last checkpoint still. Where the experts are spread over processes, each writes what it holds
@@ -23,14 +23,12 @@ import paddle
 from paddle import distributed, nn
 from paddlenlp.trainer.trainer import TRAINER_STATE_NAME
 
-from paddlemix_vl2 import checkpoints
-from paddlemix_vl2.checkpoints.expected import expert_of
+from paddlemix_vl2 import files
+from paddlemix_vl2.checkpoints.specs import expert_of
 from paddlemix_vl2.distributed import ExpertMesh
 from paddlemix_vl2.distributed.collectives import gather_objects, wait_for_all
+from paddlemix_vl2.models import adapters
 from paddlemix_vl2.processing import DeepseekVLV2Processor
-from paddlemix_vl2.processing.json_files import read_object, write_object
-from paddlemix_vl2.training import adapters
-from paddlemix_vl2.training.parts import named_parameters
 
 PREFIX = "checkpoint-"
 OPTIMIZER_FILE = "optimizer.pdopt"
@@ -56,23 +54,10 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def begin_folder(folder: Path, is_first: bool = True) -> Path:
-    """An empty folder to write into before it becomes ``folder``; the first process makes it for all."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    if is_first:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    """:func:`paddlemix_vl2.files.begin_folder`; the first process makes it for all."""
+    temporary = files.begin_folder(folder) if is_first else files.temporary_folder(folder)
     wait_for_all()
     return temporary
-
-
-def finish_folder(temporary: Path, folder: Path) -> None:
-    """Give a folder that is whole its name; one that has it already is replaced."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_oldest(output_dir: str | Path, keep: int | None) -> None:
@@ -89,7 +74,7 @@ def write_model(
     is_first = distributed.get_rank() == 0
     if mesh:
         experts = model.config.language_config.n_routed_experts
-        model.save_pretrained(folder, writers=mesh.writers(experts))
+        model.save_pretrained(folder, shard_plan=mesh.shard_plan(experts))
     elif is_first and adapters.is_adapted(model):
         adapters.write_adapter(model, folder)
     elif is_first:
@@ -103,10 +88,8 @@ def read_model(model: nn.Layer, folder: Path) -> None:
     of the base model."""
     if adapters.is_adapted(model):
         adapters.read_adapter(model, folder)
-        return
-    checkpoints.load_checkpoint(
-        model, model.config, folder, dtype=model.weight_dtype, experts=model.local_experts
-    )
+    else:
+        model.load_weights(folder)
 
 
 def write_optimizer(
@@ -131,7 +114,7 @@ def write_optimizer(
 def optimizer_state(model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> dict:
     """What :func:`write_optimizer` writes: ``"PATH ACCUMULATOR"`` and, where weights have 16 bits,
     ``"master_weights"`` by path."""
-    paths = {parameter.name: path for path, parameter in named_parameters(model)}
+    paths = {parameter.name: path for path, parameter in model.named_parameters()}
     state = {}
     for key, value in optimizer.state_dict().items():
         if key == "master_weights":
@@ -157,7 +140,7 @@ def _of_experts(state: dict) -> dict:
 def read_optimizer(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, folder: Path) -> None:
     """The counterpart of :func:`write_optimizer`: what belongs to parameters of this process, from the files
     of all processes that have written, one after the other."""
-    names = {path: parameter.name for path, parameter in named_parameters(model)}
+    names = {path: parameter.name for path, parameter in model.named_parameters()}
     state, masters = {}, {}
     for file in sorted(folder.glob("optimizer*.pdopt")):
         saved = paddle.load(str(file))
@@ -181,7 +164,7 @@ def _split_key(key: str) -> tuple[str, str]:
 
 
 def random_state() -> dict:
-    """States of the generators that training in this process draws from."""
+    """States of the random generators of this process."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -216,7 +199,7 @@ def _generators() -> list:
 
 def write_run_state(folder: Path, **state) -> None:
     """What is compared or continued on resuming; plain values. Written last: a folder with it is whole."""
-    write_object(folder / RUN_STATE_FILE, state)
+    files.write_object(folder / RUN_STATE_FILE, state)
 
 
 def read_run_state(folder: Path) -> dict:
@@ -227,12 +210,12 @@ def read_run_state(folder: Path) -> dict:
     """
     if not (folder / RUN_STATE_FILE).is_file():
         raise FileNotFoundError(f"{folder}: no {RUN_STATE_FILE}; this is no checkpoint of a training run")
-    return read_object(folder / RUN_STATE_FILE)
+    return files.read_object(folder / RUN_STATE_FILE)
 
 
 def read_step(folder: Path) -> int:
     """Optimizer steps before the checkpoint."""
-    return read_object(folder / TRAINER_STATE_NAME)["global_step"]
+    return files.read_object(folder / TRAINER_STATE_NAME)["global_step"]
 
 
 def check_geometry(old: dict, new: dict, folder: Path) -> None:
@@ -250,6 +233,6 @@ def geometry(model: nn.Layer) -> dict[str, list[int | str]]:
     ``{"path": [..., "trained"]}``. Every process calls it."""
     own = {
         path: [*parameter.shape, "frozen" if parameter.stop_gradient else "trained"]
-        for path, parameter in named_parameters(model)
+        for path, parameter in model.named_parameters()
     }
     return {path: shape for held in gather_objects(own) for path, shape in held.items()}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import paddle
 from paddle import distributed
 
-from paddlemix_vl2.checkpoints.expected import expert_of
+from paddlemix_vl2.checkpoints.specs import expert_of
 from paddlemix_vl2.distributed import ExpertMesh
 
 # Values that are summed over the processes at once: 100 MB of float32.
@@ -18,7 +18,7 @@ Named = list[tuple[str, paddle.Tensor]]
 def average_gradients(parameters: Named, world_size: int, mesh: ExpertMesh | None = None) -> None:
     """Mean of the gradients over the processes, in place.
 
-    A parameter without a gradient (an expert that no token chose, the vision tower on text) counts as zero
+    A parameter without a gradient (an unused expert, the vision encoder on text) counts as zero
     everywhere, also in a single process, so that the optimizer does the same whatever the number of
     processes. An expert's gradient holds the tokens of its whole expert-parallel group already: it is summed
     over the copies of the expert, and divided by all processes as the others are.
@@ -36,7 +36,7 @@ def average_gradients(parameters: Named, world_size: int, mesh: ExpertMesh | Non
     everywhere, experts = split_experts(parameters, mesh)
     _sum_and_divide(everywhere, world_size, distributed.all_reduce)
     if mesh:
-        _sum_and_divide(experts, world_size, mesh.sum_over_copies)
+        _sum_and_divide(experts, world_size, mesh.all_reduce_expert_data_parallel)
 
 
 def split_experts(parameters: Named, mesh: ExpertMesh | None) -> tuple[list, list]:
@@ -87,7 +87,7 @@ def clip_gradients(parameters: Named, max_norm: float, mesh: ExpertMesh | None =
     square = _sum_of_squares(everywhere)
     if mesh:
         of_experts = _sum_of_squares(experts)
-        mesh.sum_over_blocks(of_experts)
+        mesh.all_reduce_expert_parallel(of_experts)
         square = square + of_experts
     norm = float(square.sqrt())
     if 0 < max_norm < norm:

@@ -1,44 +1,14 @@
-"""Which layers get low-rank adapters in training, through PaddleNLP's ``LoRAModel`` (arXiv 2106.09685)."""
+"""Which layers get low-rank adapters in training (arXiv 2106.09685)."""
 
 import difflib
 import re
 
 from paddle import nn
-from paddlenlp.peft import LoRAConfig, LoRAModel
 
-from paddlemix_vl2.training.adapters import wrap
+from paddlemix_vl2.models.adapters import AdapterConfig, add_adapters
+from paddlemix_vl2.models.vision_language import UNUSED_PARAMETERS
 from paddlemix_vl2.training.recipe import PARTS, LoRARecipe, VL2TrainingArguments
 
-_ATTENTION = (
-    "q_proj",
-    "q_a_proj",
-    "q_b_proj",
-    "kv_a_proj_with_mqa",
-    "kv_b_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-)
-_GATED = ("gate_proj", "up_proj", "down_proj")
-_LAYER = r"language\.model\.layers\.\d+"
-
-# part -> name in target_modules -> paths of the linear layers. The router, the embedding and the head are in
-# none of them, nor is vision.attn_pool, which no forward pass runs.
-TARGETS = {
-    "vision": {
-        "qkv": r"vision\.blocks\.\d+\.attn\.qkv",
-        "proj": r"vision\.blocks\.\d+\.attn\.proj",
-        "fc1": r"vision\.blocks\.\d+\.mlp\.fc1",
-        "fc2": r"vision\.blocks\.\d+\.mlp\.fc2",
-    },
-    "projector": {"projector": r"projector\.layers\.\d*[02468]"},  # activations are in the odd places
-    "language": {
-        **{name: rf"{_LAYER}\.self_attn\.{name}" for name in _ATTENTION},
-        **{name: rf"{_LAYER}\.mlp\.experts\.\d+\.{name}" for name in _GATED},
-        **{f"shared_experts.{name}": rf"{_LAYER}\.mlp\.shared_experts\.{name}" for name in _GATED},
-        **{f"mlp.{name}": rf"{_LAYER}\.mlp\.{name}" for name in _GATED},
-    },
-}
 # Only when named: every token passes them, so changing them changes all that the model knows.
 _ONLY_NAMED = ("shared_experts.", "mlp.")
 
@@ -55,15 +25,13 @@ def wants_adapters(arguments: VL2TrainingArguments) -> bool:
     return any(getattr(arguments, part).mode == "lora" for part in PARTS)
 
 
-def add_adapters(model: nn.Layer, arguments: VL2TrainingArguments) -> LoRAModel:
+def add_recipe_adapters(model: nn.Layer, arguments: VL2TrainingArguments) -> None:
     """Adapters in the linear layers of the parts whose mode is ``lora``; they add nothing until they train.
 
     Args:
-        model: the base model. Parts in mode ``full`` train as ``parts.set_trainable`` marks them.
+        model: the base model; its own layers are replaced in place. Parts in mode ``full`` train as
+            ``parts.set_trainable`` marks them.
         arguments: the recipe; its ``lora`` says rank, scaling, dropout and layers.
-
-    Returns:
-        the model in PaddleNLP's ``LoRAModel``; its own layers are replaced in place.
 
     Raises:
         ValueError: rank, scaling, dropout or a name of ``target_modules`` is not possible, a part in mode
@@ -75,8 +43,9 @@ def add_adapters(model: nn.Layer, arguments: VL2TrainingArguments) -> LoRAModel:
         raise ValueError(
             "mode lora needs model_name_or_path: an adapter means nothing without its base model"
         )
-    patterns = target_patterns(model, arguments)
-    config = LoRAConfig(
+    linear = [path for path, layer in model.named_sublayers() if isinstance(layer, nn.Linear)]
+    patterns = target_patterns(linear, arguments)
+    config = AdapterConfig(
         r=recipe.r,
         lora_alpha=recipe.lora_alpha,
         lora_dropout=recipe.lora_dropout,
@@ -89,27 +58,25 @@ def add_adapters(model: nn.Layer, arguments: VL2TrainingArguments) -> LoRAModel:
         ],
         base_model_name_or_path=str(arguments.model_name_or_path),
     )
-    return wrap(model, config)
+    add_adapters(model, config)
 
 
-def target_patterns(model: nn.Layer, arguments: VL2TrainingArguments) -> list[str]:
-    """Regular expressions of the paths of the layers that get adapters, as ``LoRAConfig`` takes them.
+def target_patterns(paths: list[str], arguments: VL2TrainingArguments) -> list[str]:
+    """Regular expressions of the paths of the layers that get adapters, as ``AdapterConfig`` takes them.
+
+    Args:
+        paths: of all linear layers of the model.
 
     Raises:
         ValueError: a name of ``target_modules`` is none of this model's in a part of mode ``lora``, or such a
             part is left without any.
     """
-    linear = [path for path, layer in model.named_sublayers() if isinstance(layer, nn.Linear)]
     present = {
-        part: {
-            name: pattern
-            for name, pattern in TARGETS[part].items()
-            if any(re.fullmatch(pattern, path) for path in linear)
-        }
+        part: target_names([path for path in paths if path.split(".")[0] == part])
         for part in PARTS
         if getattr(arguments, part).mode == "lora"
     }
-    known = {name: pattern for names in present.values() for name, pattern in names.items()}
+    known = {name: group for names in present.values() for name, group in names.items()}
     wanted = arguments.lora.target_modules
     if wanted is None:
         wanted = [name for name in known if not name.startswith(_ONLY_NAMED)]
@@ -126,7 +93,44 @@ def target_patterns(model: nn.Layer, arguments: VL2TrainingArguments) -> list[st
             raise ValueError(
                 f"{part}.mode is lora, but lora.target_modules names none of its layers: {', '.join(names)}"
             )
-    return [known[name] for name in dict.fromkeys(wanted)]
+    return [path_pattern(known[name]) for name in dict.fromkeys(wanted)]
+
+
+def target_names(paths: list[str]) -> dict[str, list[str]]:
+    """Name in ``target_modules`` -> paths of its linear layers: the last component, with
+    that of shared experts and of dense MLPs before it. The output head and what no forward pass runs are in
+    none of them."""
+    names: dict[str, list[str]] = {}
+    for path in paths:
+        parent, leaf = path.split(".")[-2:]
+        if leaf == "lm_head" or path.startswith(UNUSED_PARAMETERS):
+            continue
+        if path.startswith("projector."):
+            leaf = "projector"
+        elif path.startswith("language.") and parent in ("shared_experts", "mlp"):
+            leaf = f"{parent}.{leaf}"
+        names.setdefault(leaf, []).append(path)
+    return names
+
+
+def path_pattern(paths: list[str]) -> str:
+    r"""A regular expression for paths that differ in their numbers: any number, or only those that occur
+    where other numbers belong to other layers.
+
+    >>> path_pattern(["layers.1.q", "layers.2.q"]), path_pattern(["layers.0", "layers.2"])
+    ('layers\\.\\d+\\.q', 'layers\\.(0|2)')
+    """
+    parts = [path.split(".") for path in paths]
+    pattern = []
+    for column in zip(*parts, strict=True):
+        numbers = sorted({int(part) for part in column if part.isdigit()})
+        if not numbers:
+            pattern.append(re.escape(column[0]))
+        elif numbers == list(range(numbers[0], numbers[-1] + 1)):
+            pattern.append(r"\d+")
+        else:
+            pattern.append(f"({'|'.join(map(str, numbers))})")
+    return r"\.".join(pattern)
 
 
 def _check_recipe(recipe: LoRARecipe) -> None:

@@ -5,15 +5,13 @@ from collections.abc import Iterator
 import paddle
 from paddle import nn
 
+from paddlemix_vl2.models.vision_language import UNUSED_PARAMETERS
 from paddlemix_vl2.training.recipe import PARTS, VL2TrainingArguments
 
 # The learned newline and separator belong to the image tokens that the projector makes.
 _PROJECTOR_VECTORS = ("image_newline", "view_seperator")
-# In no forward pass (models/vision.py), so nothing could ever train them.
-_UNUSED = ("vision.attn_pool.",)
-
-# Of the vision tower's positions at the start: about as loud as the patches that they are added to. With a
-# tenth of it a young model took longer to tell places apart.
+# Of the vision encoder's position embeddings at the start: about the size of the patches that they are added
+# to. With a tenth of it an untrained model took longer to distinguish places.
 _POSITION_STD = 0.5
 
 
@@ -27,33 +25,31 @@ def part_of(name: str) -> str:
     raise AssertionError(f"{name} belongs to no part")
 
 
+def trains_in_full(name: str, arguments: VL2TrainingArguments) -> bool:
+    """Whether the recipe moves the parameter of this path itself, and not by an adapter."""
+    # The router's correction bias has no gradient: a balancer moves it.
+    if name.startswith(UNUSED_PARAMETERS) or name.endswith("e_score_correction_bias"):
+        return False
+    return getattr(arguments, part_of(name)).mode == "full"
+
+
 def set_trainable(model: nn.Layer, arguments: VL2TrainingArguments) -> None:
     """Mark as trained what the recipe trains in full, and nothing else; adapters mark themselves."""
-    for name, parameter in named_parameters(model):
-        full = getattr(arguments, part_of(name)).mode == "full"
-        # The router's correction bias has no gradient: a balancer moves it.
-        unused = name.startswith(_UNUSED) or name.endswith("e_score_correction_bias")
-        parameter.stop_gradient = unused or not full
-
-
-def named_parameters(model: nn.Layer) -> Iterator[tuple[str, paddle.Tensor]]:
-    """Name and parameter, in the model's order; with adapters, without PaddleNLP's prefix for the wrapped
-    model."""
     for name, parameter in model.named_parameters():
-        yield name.removeprefix("model."), parameter
+        parameter.stop_gradient = not trains_in_full(name, arguments)
 
 
 def trained(model: nn.Layer) -> Iterator[tuple[str, paddle.Tensor]]:
     """Name and parameter of all that trains, in the model's order."""
-    for name, parameter in named_parameters(model):
+    for name, parameter in model.named_parameters():
         if not parameter.stop_gradient:
             yield name, parameter
 
 
 def initialize(model: nn.Layer, std: float) -> None:
-    """Weights of a model that trains from nothing: in the language model normal with ``initializer_range``
+    """Weights of a model that trains from scratch: in the language model normal with ``initializer_range``
     (published ``_init_weights``), elsewhere normal with 1 / sqrt(inputs); biases zero, norms one. They do not
-    depend on which experts this process holds: the others' are drawn too."""
+    depend on which experts this process holds: the others' are sampled too."""
     held = dict(model.named_parameters())
     with paddle.LazyGuard():
         whole = type(model)(model.config)

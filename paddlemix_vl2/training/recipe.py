@@ -15,12 +15,13 @@ import yaml
 from paddlenlp.trainer import TrainingArguments
 
 from paddlemix_vl2 import device
-from paddlemix_vl2.keys import check_key
+from paddlemix_vl2.checkpoints.files import PARTS
+from paddlemix_vl2.config.checks import check_choice, check_key
+from paddlemix_vl2.deprecation import rename
 
 BASE = "recipe"  # the key of a file that changes another one
 MODES = ("full", "lora", "frozen")
 SCHEDULES = ("cosine", "constant", "step")
-PARTS = ("vision", "projector", "language")
 # What PaddleNLP's Trainer offers and this model does not support yet: refused instead of ignored.
 _DEGREES = (
     *(f"{kind}_parallel_degree" for kind in ("tensor", "pipeline", "sep", "context", "sharding")),
@@ -37,7 +38,7 @@ amp_custom_black_list amp_custom_white_list recompute eval_steps max_evaluate_st
 run_name disable_tqdm report_to resume_from_checkpoint skip_memory_metrics expert_parallel_degree
 """
 _HONOURED = tuple(_NAMES.split())
-# Keys of PaddleNLP that would do nothing, and what counts in their place.
+# Keys of PaddleNLP that would do nothing, and what to use instead.
 _WITHOUT_EFFECT = {
     "num_train_epochs": "max_steps says how long to train",
     "optim": "the optimizer is AdamW",
@@ -51,7 +52,7 @@ _AT_LEAST_ONE = (
     "gradient_accumulation_steps",
     "logging_steps",
     "save_steps",
-    "balance_devices",
+    "expert_groups",
     "save_total_limit",
     "expert_parallel_degree",
 )
@@ -76,7 +77,7 @@ class PartRecipe:
 
     Attributes:
         mode: ``full`` (all of its parameters), ``lora`` (adapters in its linear layers) or ``frozen``.
-        learning_rate_multiplier: factor on the learning rate; 0.1 for the vision tower in the paper.
+        learning_rate_multiplier: factor on the learning rate; 0.1 for the vision encoder in the paper.
     """
 
     mode: str = "full"
@@ -93,7 +94,7 @@ class LoRARecipe:
         lora_alpha: the adapter's output is multiplied by lora_alpha / r.
         lora_dropout: on the adapter's input.
         target_modules: last components of the linear layers' names; by default all linear layers of
-            attention, routed experts, projector and vision tower.
+            attention, routed experts, projector and vision encoder.
     """
 
     r: int = 8
@@ -108,23 +109,23 @@ class VL2TrainingArguments(TrainingArguments):
 
     Attributes:
         model_name_or_path: checkpoint to start from (published layout); or
-        model_config: ``config.json`` of a model to train from nothing, with ``processor_path`` for its
+        model_config: ``config.json`` of a model to train from scratch, with ``processor_path`` for its
             tokenizer.
         processor_path: folder with the processor's files; that of the checkpoint where None.
         vision, projector, language: :class:`PartRecipe`.
         lora: :class:`LoRARecipe`.
         train_dataset, eval_dataset: lists of sources; see ``docs/data.md``.
         max_seq_length: tokens per row at most.
-        packing: fill rows with several samples, which do not see each other.
-        too_long: ``refuse`` or ``shorten`` samples over ``max_seq_length``.
-        supervise: ``answers`` or ``text``: whether questions are learned too.
+        packing: fill rows with several samples, which do not attend to each other.
+        overlong: ``skip`` or ``truncate`` samples over ``max_seq_length``.
+        train_on: ``completions`` (answers only) or ``all``: which tokens have labels.
         aux_loss_alpha: weight of the balance loss; the checkpoint's where None.
         expert_parallel_degree: (PaddleNLP's) processes that share the routed experts; see docs/scaling.md.
         balance_tiles: whether the processes share a step's rows so that all have about as many tiles.
         expert_balance_alpha, device_balance_alpha, communication_balance_alpha: weights of DeepSeek-V2's
-            balance losses over experts and over ``balance_devices`` groups of them.
-        capacity_factor: pairs of token and expert that such a group computes of a micro-batch at most, over
-            their mean; those of the lowest scores are dropped (1 in DeepSeek-V2). 0: nothing is dropped.
+            balance losses over experts and over ``expert_groups`` groups of them.
+        capacity_factor: routed tokens of a micro-batch that such a group computes at most, over their mean;
+            those with the lowest scores are dropped (1 in DeepSeek-V2). 0: nothing is dropped.
         protected_share: of the samples, of which nothing is dropped.
         bias_update_speed: u of loss-free balancing, for ``noaux_tc`` (0.001 in stage 2 of the 27B model).
     """
@@ -156,14 +157,14 @@ class VL2TrainingArguments(TrainingArguments):
     eval_dataset: list = field(default_factory=list)
     max_seq_length: int = 4096
     packing: bool = False
-    too_long: str = "refuse"
-    supervise: str = "answers"
+    overlong: str = "skip"
+    train_on: str = "completions"
     balance_tiles: bool = False
     aux_loss_alpha: float | None = None
     expert_balance_alpha: float = 0.0
     device_balance_alpha: float = 0.0
     communication_balance_alpha: float = 0.0
-    balance_devices: int = 1
+    expert_groups: int = 1
     capacity_factor: float = 0.0
     protected_share: float = 0.1
     bias_update_speed: float = 0.0
@@ -193,15 +194,15 @@ class VL2TrainingArguments(TrainingArguments):
     def _check(self) -> None:
         for name in PARTS:
             part = getattr(self, name)
-            _check_choice(f"{name}.mode", part.mode, MODES)
+            check_choice(f"{name}.mode", part.mode, MODES)
             if part.learning_rate_multiplier <= 0:
                 raise ValueError(
                     f"{name}.learning_rate_multiplier is {part.learning_rate_multiplier}; it must be above 0 "
                     "(mode: frozen keeps a part as it is)"
                 )
-        _check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
-        _check_choice("too_long", self.too_long, ("refuse", "shorten"))
-        _check_choice("supervise", self.supervise, ("answers", "text"))
+        check_choice("lr_scheduler_type", self.lr_scheduler_type, SCHEDULES)
+        check_choice("overlong", self.overlong, ("skip", "truncate"))
+        check_choice("train_on", self.train_on, ("completions", "all"))
         if self.expert_parallel_degree > 1 and any(getattr(self, name).mode == "lora" for name in PARTS):
             raise ValueError(
                 f"expert_parallel_degree is {self.expert_parallel_degree}; adapters (mode lora) need 1, as "
@@ -210,7 +211,7 @@ class VL2TrainingArguments(TrainingArguments):
         if self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}; say how many optimizer steps to train")
         if bool(self.model_name_or_path) == bool(self.model_config):
-            raise ValueError("give either model_name_or_path (a checkpoint) or model_config (from nothing)")
+            raise ValueError("give either model_name_or_path (a checkpoint) or model_config (random weights)")
         if self.model_config and not self.processor_path:
             raise ValueError("model_config has no tokenizer: processor_path must name a folder with one")
         self._check_datasets()
@@ -266,6 +267,7 @@ def load_recipe(path: str | os.PathLike, overrides: list[str] = ()) -> VL2Traini
         values = {**base, **values}
     for override in overrides:
         _apply(values, override)
+    values = dict(rename("recipe", key, value) for key, value in values.items())
     known = {entry.name: entry for entry in dataclasses.fields(VL2TrainingArguments) if entry.init}
     own = known.keys() - {entry.name for entry in dataclasses.fields(TrainingArguments)}
     for key, value in values.items():
@@ -333,8 +335,3 @@ def _number(value: Any, kind: Any, where: str) -> Any:
 
 def _is_list_of_text(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-
-
-def _check_choice(where: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(f"{where} is {value!r}; it must be one of {', '.join(choices)}")

@@ -1,6 +1,5 @@
 """Builds model, data and trainer from a recipe, and trains."""
 
-import copy
 import itertools
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import paddle
 from paddle import distributed, nn
 from paddlenlp.utils.log import logger
 
-from paddlemix_vl2 import device, hub
-from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2 import hub, process_tuning
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
 from paddlemix_vl2.data import (
     BatchLoader,
     Mixture,
@@ -18,13 +17,15 @@ from paddlemix_vl2.data import (
     data_fingerprint,
     open_source,
 )
-from paddlemix_vl2.distributed import ExchangingDispatcher, ExpertMesh, make_mesh
+from paddlemix_vl2.distributed import AllToAllTokenDispatcher, ExpertMesh, make_mesh
 from paddlemix_vl2.distributed.collectives import gather_objects, sum_tensor, wait_for_all
 from paddlemix_vl2.distributed.faults import lost_processes_named
-from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models.families.deepseek_vl2 import DeepseekVLV2ForCausalLM
 from paddlemix_vl2.processing import DeepseekVLV2Processor
-from paddlemix_vl2.training import checkpoint, plan
-from paddlemix_vl2.training.lora import add_adapters, wants_adapters
+from paddlemix_vl2.training import checkpoint
+from paddlemix_vl2.training.checks import check_balance
+from paddlemix_vl2.training.expert_balance import make_balance_losses
+from paddlemix_vl2.training.lora import add_recipe_adapters, wants_adapters
 from paddlemix_vl2.training.parts import initialize, set_trainable
 from paddlemix_vl2.training.recipe import VL2TrainingArguments
 from paddlemix_vl2.training.trainer import VL2Trainer
@@ -44,7 +45,7 @@ def train(arguments: VL2TrainingArguments) -> Path:
         ConnectionError: another process of the run is gone.
     """
     logger.set_level("INFO")  # PaddleNLP lists all of its settings otherwise
-    device.flush_denormals()
+    process_tuning.flush_denormals()
     resume_from = find_resume(arguments)
     check_folder(arguments, resume_from)
     processor = make_processor(arguments)
@@ -52,7 +53,7 @@ def train(arguments: VL2TrainingArguments) -> Path:
     make_evaluation = evaluation_maker(arguments, processor)
     fingerprint = data_fingerprint(sources, arguments.seed)
     paddle.seed(arguments.seed)
-    read_config(arguments)  # its mistakes are told before the processes meet: then all tell the same
+    read_config(arguments)  # before the processes meet: then all report the same error
     mesh = make_mesh(arguments.expert_parallel_degree)
     model = make_model(arguments, mesh)
     geometry = checkpoint.geometry(model)
@@ -63,7 +64,7 @@ def train(arguments: VL2TrainingArguments) -> Path:
         check_fingerprint(state["data"], fingerprint)
         if checkpoint.read_step(resume_from) >= arguments.max_steps:
             return finish(model, processor, arguments, resume_from, mesh)
-        start = next_draw(state["next_indices"])
+        start = next_index(state["next_indices"])
     with make_loader(arguments, processor, sources, start) as loader:
         trainer = VL2Trainer(
             model,
@@ -95,9 +96,10 @@ def finish(
     return Path(arguments.output_dir)
 
 
-def next_draw(next_indices: list[int]) -> int:
-    """Where this process goes on, given where each process of the interrupted run would have. With another
-    number of processes now, the first of these: some samples may be seen again, none is left out."""
+def next_index(next_indices: list[int]) -> int:
+    """The sample index that this process starts from, given those of all processes of the interrupted run.
+    With another number of processes now, the first of these: some samples may be seen again, none is left
+    out."""
     if len(next_indices) == distributed.get_world_size():
         return next_indices[distributed.get_rank()]
     return min(next_indices)
@@ -131,13 +133,6 @@ def make_processor(arguments: VL2TrainingArguments) -> DeepseekVLV2Processor:
     return DeepseekVLV2Processor.from_pretrained(arguments.processor_path or arguments.model_name_or_path)
 
 
-def supervising(processor: DeepseekVLV2Processor, arguments: VL2TrainingArguments) -> DeepseekVLV2Processor:
-    """The same processor with labels as the recipe supervises."""
-    processor = copy.copy(processor)
-    processor.mask_prompt = arguments.supervise == "answers"
-    return processor
-
-
 def read_config(arguments: VL2TrainingArguments) -> DeepseekVLV2Config:
     """Of the model to train.
 
@@ -147,7 +142,7 @@ def read_config(arguments: VL2TrainingArguments) -> DeepseekVLV2Config:
     """
     name = arguments.model_name_or_path
     config = DeepseekVLV2Config.from_json(hub.resolve_checkpoint(name) if name else arguments.model_config)
-    plan.check_balance(config, arguments)
+    check_balance(config, arguments)
     return config
 
 
@@ -155,23 +150,27 @@ def make_model(arguments: VL2TrainingArguments, mesh: ExpertMesh | None = None) 
     """The model to train, with adapters where the recipe wants them, and what trains marked. With a mesh it
     holds the experts of this process only."""
     config = read_config(arguments)
-    dispatcher = ExchangingDispatcher(mesh, config.language_config.n_routed_experts) if mesh else None
+    language = config.language_config
+    dispatcher = AllToAllTokenDispatcher(mesh, language.n_routed_experts) if mesh else None
+    all_reduce = sum_tensor if distributed.get_world_size() > 1 else None
+    balance = make_balance_losses(language, arguments, all_reduce)
     if arguments.model_name_or_path:
         model = DeepseekVLV2ForCausalLM.from_pretrained(
             arguments.model_name_or_path,
             dtype="bfloat16" if arguments.bf16 else "float32",
-            engine="eager",
+            backend="paddle",
             dispatcher=dispatcher,
+            balance=balance,
         )
     else:
-        model = DeepseekVLV2ForCausalLM(config, dispatcher)
-        initialize(model, config.language_config.initializer_range)
-    if distributed.get_world_size() > 1:
-        model.batch_total = sum_tensor
+        model = DeepseekVLV2ForCausalLM(config, dispatcher=dispatcher, balance=balance)
+        initialize(model, language.initializer_range)
     if arguments.aux_loss_alpha is not None:
-        model.config.language_config.aux_loss_alpha = arguments.aux_loss_alpha
+        model.config.language_config.update(aux_loss_alpha=arguments.aux_loss_alpha)
     set_trainable(model, arguments)
-    return add_adapters(model, arguments) if wants_adapters(arguments) else model
+    if wants_adapters(arguments):
+        add_recipe_adapters(model, arguments)
+    return model
 
 
 def open_sources(entries: list[dict], key: str) -> list:
@@ -180,14 +179,14 @@ def open_sources(entries: list[dict], key: str) -> list:
 
 
 def make_loader(arguments: VL2TrainingArguments, processor, sources: list, start: int) -> BatchLoader:
-    """Training batches of this process, from draw ``start`` on."""
+    """Training batches of this process, from sample index ``start`` on."""
     return _load(
         arguments,
         processor,
         sources,
         batch_size=arguments.per_device_train_batch_size,
         packing=arguments.packing,
-        too_long=arguments.too_long,
+        overlong=arguments.overlong,
         num_workers=arguments.dataloader_num_workers,
         start=start,
         accumulation=arguments.gradient_accumulation_steps,
@@ -210,12 +209,12 @@ def evaluation_maker(arguments: VL2TrainingArguments, processor):
 
 
 def _load(arguments: VL2TrainingArguments, processor, sources: list, **settings) -> BatchLoader:
-    """This process's share of the sources' mixture, supervised as the recipe says."""
+    """This process's share of the sources' mixture, learned as the recipe says."""
     weights = [source.spec.weight for source in sources]
     return BatchLoader(
         sources,
         Mixture([len(source) for source in sources], weights, arguments.seed),
-        supervising(processor, arguments),
+        processor.with_settings(mask_prompt=arguments.train_on == "completions"),
         sequence_length=arguments.max_seq_length,
         rank=distributed.get_rank(),
         world_size=distributed.get_world_size(),

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from paddlemix_vl2.generation.grounding import draw_boxes, parse_boxes, save_picture
+from paddlemix_vl2.figures.boxes import draw_boxes
+from paddlemix_vl2.files import save_picture
 from paddlemix_vl2.generation.sampling import SamplingParameters
 from paddlemix_vl2.generation.streaming import TextIteratorStreamer
+from paddlemix_vl2.processing.boxes import parse_boxes
 from paddlemix_vl2.processing.conversation import place_pictures
 from paddlemix_vl2.processing.pictures import open_picture
+from paddlemix_vl2.processing.tokenizer import ASSISTANT_TOKEN, USER_TOKEN
 
 
 class Refusal(ValueError):
@@ -34,7 +37,7 @@ class Turn:
         question: as it was typed.
         pictures: files that came with it.
         answer: as the model writes it, with the grounding tokens.
-        boxed: file with the picture on which the answer's boxes are drawn; None without boxes.
+        boxed: file of the picture with the answer's boxes; None without boxes.
         problems: what was wrong with boxes that are left out.
         num_tokens: positions that the conversation takes up to here, with its end token; 0 while the
             answer is written.
@@ -85,9 +88,9 @@ def build_conversation(turns: Sequence[Turn], image_token: str) -> list[dict]:
     messages = []
     for turn in [*(turn for turn in earlier if turn.answer.strip()), last]:
         content = place_pictures(turn.question, len(turn.pictures), image_token)
-        messages.append({"role": "<|User|>", "content": content, "images": list(turn.pictures)})
+        messages.append({"role": USER_TOKEN, "content": content, "images": list(turn.pictures)})
         # In an answer the token would ask for a picture, which only a question can bring.
-        messages.append({"role": "<|Assistant|>", "content": turn.answer.replace(image_token, "")})
+        messages.append({"role": ASSISTANT_TOKEN, "content": turn.answer.replace(image_token, "")})
     messages[-1]["content"] = ""
     return messages
 
@@ -133,7 +136,7 @@ class Chat:
         batch = self._read([*turns, turn])
         length = batch["input_ids"].shape[1]
         if length >= self.limit:
-            raise Refusal("full" if turns else "too_long", tokens=length, limit=self.limit)
+            raise Refusal("full" if turns else "overlong", tokens=length, limit=self.limit)
         longest = min(settings.max_new_tokens, self.limit - length)
         yield turn
         streamer = TextIteratorStreamer(self._processor.tokenizer)

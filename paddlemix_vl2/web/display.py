@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+from paddlemix_vl2.processing.tokenizer import GROUNDING_TOKENS
 from paddlemix_vl2.web.chat import Turn
 
 # Labels in bold, boxes as code; the tags themselves say nothing to the reader.
-_READABLE = {"<|ref|>": "**", "<|/ref|>": "**", "<|det|>": " `", "<|/det|>": "`", "<|grounding|>": ""}
+_READABLE = dict(zip(GROUNDING_TOKENS, ("**", "**", " `", "`", ""), strict=True))
 _WAITING = "…"
 
 

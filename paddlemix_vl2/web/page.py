@@ -34,7 +34,7 @@ class Page:
         chat: answers.
         model_name: what the page calls the model.
         examples: folder with the pictures of :data:`EXAMPLES`.
-        is_demo: whether to say that the model knows drawings only.
+        is_demo: whether to say that the model knows synthetic pictures only.
 
     Attributes:
         blocks: gradio's page.
@@ -46,7 +46,7 @@ class Page:
         self._examples = examples
         self._is_demo = is_demo
         self._interruptions = Interruptions()
-        # Uploads and drawn boxes are deleted after a day, looked for every hour.
+        # Uploads and pictures with boxes are deleted after a day; every hour it is checked.
         cache = (_SECONDS_PER_HOUR, 24 * _SECONDS_PER_HOUR)
         options = {"analytics_enabled": False, "delete_cache": cache, "fill_width": True}
         with gr.Blocks(title="DeepSeek-VL2", **options) as self.blocks:
@@ -191,7 +191,7 @@ class Page:
         yield from self._answer(turns, question, files, language, settings, request)
 
     def _on_example(self, request: gr.Request, event: gr.SelectData, turns, language, *settings):
-        # By its number: what the browser says of files is not trusted.
+        # By its number: file names from the browser are not trusted.
         example = EXAMPLES[LANGUAGES[language]][event.index]
         files = [self._examples / name for name in example.pictures]
         yield from self._answer(turns, example.question, files, language, settings, request)

@@ -1,4 +1,4 @@
-"""One question from the page: what to show while it is answered, how it is stopped, mistakes as sentences."""
+"""One question from the page: what to show while it is answered, how it is stopped, errors as sentences."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -35,6 +35,10 @@ class Interruption:
     is_stopped: bool = False
     is_cleared: bool = False
 
+    def stop(self, clear: bool) -> None:
+        self.is_stopped = True
+        self.is_cleared |= clear
+
 
 class Interruptions:
     """One :class:`Interruption` for each browser window that waits for an answer."""
@@ -50,8 +54,7 @@ class Interruptions:
     def interrupt(self, window: str, clear: bool = False) -> None:
         """End the window's answer, if there is one."""
         if window in self._of_window:
-            self._of_window[window].is_stopped = True
-            self._of_window[window].is_cleared |= clear
+            self._of_window[window].stop(clear)
 
     def end(self, window: str) -> None:
         self._of_window.pop(window, None)
@@ -73,7 +76,7 @@ def respond(
     browser later than what clearing showed.
 
     Args:
-        settings: keyword arguments of :class:`Settings`, as they stand on the page.
+        settings: keyword arguments of :class:`Settings`, as they are on the page.
     """
     for progress in _answer(chat, list(turns), question, pictures, settings, language, interruption):
         if not interruption.is_cleared:
@@ -94,7 +97,7 @@ def _answer(chat, turns, question, pictures, settings, language, interruption) -
     except Refusal as refusal:
         yield Progress(turns, say(language, refusal.reason, **refusal.values), is_refused=True)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        # Paddle tells of memory that is not there, and of broken devices, in any of the last three.
+        # Paddle reports a lack of memory, and broken devices, by any of the last three.
         logger.exception("the question could not be answered")
         yield Progress(turns, say(language, "failed", detail=_one_line(error)), is_refused=True)
     else:

@@ -47,7 +47,7 @@ TEXTS = {
             "The question says <image> {placeholders} times, and {pictures} pictures came with it; leave "
             "<image> out, or write it once for each picture."
         ),
-        "too_long": (
+        "overlong": (
             "Question and pictures take {tokens:,} tokens, and the model has {limit:,}; send fewer or "
             "smaller pictures."
         ),
@@ -96,7 +96,7 @@ TEXTS = {
         "placeholders": (
             "问题中有 {placeholders} 个 <image>，而图片有 {pictures} 张；请去掉 <image>，或每张图片写一个。"
         ),
-        "too_long": "问题和图片共 {tokens:,} 个词元，超过模型的 {limit:,} 个；请减少或缩小图片。",
+        "overlong": "问题和图片共 {tokens:,} 个词元，超过模型的 {limit:,} 个；请减少或缩小图片。",
         "full": "对话已满：共 {tokens:,} 个词元，模型最多 {limit:,} 个。请开始新对话，或减少、缩小图片。",
         "failed": "无法回答这个问题：{detail}",
         "nothing_to_retry": "还没有问题。",

@@ -1,4 +1,4 @@
-"""Golden checkpoints as numpy arrays, and a model made of nothing but their names."""
+"""Golden checkpoints as numpy arrays, and a model made of their names only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +11,9 @@ import pytest
 from paddle import nn
 from safetensors.numpy import load_file, save_file
 
-from paddlemix_vl2.checkpoints import expected_tensors
-from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.checkpoints import ParameterSpec
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
+from paddlemix_vl2.models.meta import model_specs
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = ("mha_greedy", "mla_greedy", "mla_noaux_tc", "mla_group_limited_yarn", "mla_noaux_tc_groups")
@@ -26,6 +27,11 @@ class Case:
     folder: Path
     config: DeepseekVLV2Config
     weights: dict[str, np.ndarray]
+
+    @property
+    def specs(self) -> dict[str, ParameterSpec]:
+        """Of all tensors of the config."""
+        return model_specs(self.config)
 
 
 def load_case(name: str) -> Case:
@@ -52,7 +58,7 @@ def plain_case() -> Case:
 
 
 def is_transposed(name: str, array: np.ndarray) -> bool:
-    """Written apart from the rules on purpose: matrices, except the table of embeddings and the router's."""
+    """Written apart from the specs on purpose: matrices, except the table of embeddings and the router's."""
     return array.ndim == 2 and not name.endswith(("embed_tokens.weight", "mlp.gate.weight"))
 
 
@@ -82,12 +88,14 @@ class NamedTensors(nn.Layer):
 
 @pytest.fixture
 def build_model() -> Callable:
-    """config -> a model with its tensors in Paddle's layout, without memory for parameters."""
+    """case -> a model with its tensors in Paddle's layout, without memory for parameters."""
 
-    def build(config: DeepseekVLV2Config, buffers: tuple[str, ...] = ()) -> nn.Layer:
+    def build(case: Case, buffers: tuple[str, ...] = ()) -> nn.Layer:
         shapes = {
-            name: shape[::-1] if is_transposed(name, np.empty(shape, np.int8)) else shape
-            for name, shape in expected_tensors(config).items()
+            name: case.weights[name].shape[::-1]
+            if is_transposed(name, case.weights[name])
+            else case.weights[name].shape
+            for name in case.specs
         }
         with paddle.LazyGuard():
             return NamedTensors(shapes, buffers or ("no such name",))

@@ -1,13 +1,12 @@
-"""Layouts are told apart by metadata and shapes, contradictions refused; differences are all named."""
+"""Metadata and shapes decide the layout, contradictions are refused, all differences are named."""
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from paddlemix_vl2.checkpoints import expected_tensors
 from paddlemix_vl2.checkpoints.comparison import Differences, detect_layout, find_differences
 from paddlemix_vl2.checkpoints.reader import open_checkpoint
-from paddlemix_vl2.checkpoints.rules import Layout
+from paddlemix_vl2.checkpoints.specs import ParameterSpec, TensorLayout
 
 WIDE = "projector.layers.0.weight"
 SQUARE = "projector.layers.2.weight"
@@ -18,26 +17,28 @@ FORMATS = {None: None, "np": {"format": "np"}, "pt": {"format": "pt"}, "pd": {"f
 def stored_in(biased_case, write_folder, to_paddle):
     """layout, metadata -> the golden weights stored so, and what the config expects."""
 
-    def store(layout: Layout, metadata: dict | None = None, changes: dict | None = None):
+    def store(layout: TensorLayout, metadata: dict | None = None, changes: dict | None = None):
         weights = {**biased_case.weights, **(changes or {})}
-        if layout is Layout.PADDLE:
+        if layout is TensorLayout.PADDLE:
             weights = {name: to_paddle(name, array) for name, array in weights.items()}
-        return open_checkpoint(write_folder(weights, metadata)), expected_tensors(biased_case.config)
+        return open_checkpoint(write_folder(weights, metadata)), biased_case.specs
 
     return store
 
 
 @pytest.mark.parametrize("file_format", [None, "np", "pt"])
 def test_published(stored_in, file_format):
-    assert detect_layout(*stored_in(Layout.PUBLISHED, FORMATS[file_format])) is Layout.PUBLISHED
+    assert detect_layout(*stored_in(TensorLayout.PUBLISHED, FORMATS[file_format])) is TensorLayout.PUBLISHED
 
 
 @pytest.mark.parametrize("file_format", [None, "np", "pd"])
 def test_paddle(stored_in, file_format):
-    assert detect_layout(*stored_in(Layout.PADDLE, FORMATS[file_format])) is Layout.PADDLE
+    assert detect_layout(*stored_in(TensorLayout.PADDLE, FORMATS[file_format])) is TensorLayout.PADDLE
 
 
-@pytest.mark.parametrize(("layout", "file_format"), [(Layout.PUBLISHED, "pd"), (Layout.PADDLE, "pt")])
+@pytest.mark.parametrize(
+    ("layout", "file_format"), [(TensorLayout.PUBLISHED, "pd"), (TensorLayout.PADDLE, "pt")]
+)
 def test_metadata_against_shapes(stored_in, layout, file_format):
     with pytest.raises(ValueError, match=r"the metadata say \[(in, out|out, in)\], the shapes .* say"):
         detect_layout(*stored_in(layout, FORMATS[file_format]))
@@ -46,7 +47,7 @@ def test_metadata_against_shapes(stored_in, layout, file_format):
 def test_mixed_shapes(stored_in, biased_case):
     changes = {WIDE: biased_case.weights[WIDE].T}
     with pytest.raises(ValueError, match=rf"are \[out, in\] but 1 are \[in, out\]: {WIDE}"):
-        detect_layout(*stored_in(Layout.PUBLISHED, changes=changes))
+        detect_layout(*stored_in(TensorLayout.PUBLISHED, changes=changes))
 
 
 def test_files_with_different_metadata(tmp_path, biased_case):
@@ -57,37 +58,42 @@ def test_files_with_different_metadata(tmp_path, biased_case):
     index = f'{{"weight_map": {{"image_newline": "{first}", "view_seperator": "{second}"}}}}'
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=r"00001.*\(pt\) and .*00002.*\(pd\) name different layouts"):
-        detect_layout(open_checkpoint(tmp_path), expected_tensors(biased_case.config))
+        detect_layout(open_checkpoint(tmp_path), biased_case.specs)
+
+
+def linear(name: str, shape: tuple[int, int]) -> ParameterSpec:
+    return ParameterSpec(name, shape, linear=True)
 
 
 def test_square_weights_only(write_folder):
-    expected = {SQUARE: (4, 4), "image_newline": (4,)}
-    weights = {name: np.zeros(shape, np.float32) for name, shape in expected.items()}
+    newline = ParameterSpec("image_newline", (4,))
+    expected = {SQUARE: linear(SQUARE, (4, 4)), newline.name: newline}
+    weights = {name: np.zeros(spec.shape, np.float32) for name, spec in expected.items()}
     with pytest.raises(ValueError, match="all Linear weights are square and no metadata"):
         detect_layout(open_checkpoint(write_folder(weights, name="silent")), expected)
-    for name, layout in (("pt", Layout.PUBLISHED), ("pd", Layout.PADDLE)):
+    for name, layout in (("pt", TensorLayout.PUBLISHED), ("pd", TensorLayout.PADDLE)):
         assert detect_layout(open_checkpoint(write_folder(weights, FORMATS[name], name)), expected) is layout
 
 
 def test_of_another_model_altogether(write_folder):
     """No shape fits either layout: whatever the layout, the comparison names everything."""
     stored = open_checkpoint(write_folder({WIDE: np.zeros((2, 5), np.float32)}))
-    expected = {WIDE: (3, 4), SQUARE: (3, 3)}
+    expected = {WIDE: linear(WIDE, (3, 4)), SQUARE: linear(SQUARE, (3, 3))}
     differences = find_differences(stored, expected, detect_layout(stored, expected))
     assert differences.missing == [SQUARE]
     assert differences.misshapen == [f"{WIDE} is [2, 5], expected [3, 4]"]
 
 
 def test_equal(stored_in):
-    stored, expected = stored_in(Layout.PUBLISHED)
-    assert not find_differences(stored, expected, Layout.PUBLISHED)
+    stored, expected = stored_in(TensorLayout.PUBLISHED)
+    assert not find_differences(stored, expected, TensorLayout.PUBLISHED)
 
 
 def test_gate_either_way_round_in_paddle_layout(stored_in, biased_case):
     gate = "language.model.layers.1.mlp.gate.weight"
-    stored, expected = stored_in(Layout.PADDLE, changes={gate: biased_case.weights[gate].T})
+    stored, expected = stored_in(TensorLayout.PADDLE, changes={gate: biased_case.weights[gate].T})
     assert stored.tensors[gate].shape == (48, 8)
-    assert not find_differences(stored, expected, Layout.PADDLE)
+    assert not find_differences(stored, expected, TensorLayout.PADDLE)
 
 
 def test_all_kinds_together(biased_case, write_folder):
@@ -96,8 +102,8 @@ def test_all_kinds_together(biased_case, write_folder):
     weights["surplus"] = np.zeros(1, np.float32)
     weights[WIDE] = np.zeros((48, 95), np.float32)
     weights["view_seperator"] = np.zeros(48, np.int64)
-    expected = expected_tensors(biased_case.config)
-    differences = find_differences(open_checkpoint(write_folder(weights)), expected, Layout.PUBLISHED)
+    expected = biased_case.specs
+    differences = find_differences(open_checkpoint(write_folder(weights)), expected, TensorLayout.PUBLISHED)
     assert differences.describe() == (
         "1 missing: image_newline; 1 unexpected: surplus; "
         f"1 misshapen: {WIDE} is [48, 95], expected [48, 96]; "

@@ -9,10 +9,9 @@ import pytest
 from paddle import nn
 
 from paddlemix_vl2.checkpoints import files, load_checkpoint
-from paddlemix_vl2.checkpoints.expected import expert_of
-from paddlemix_vl2.checkpoints.parameters import cast, model_tensors
 from paddlemix_vl2.checkpoints.reader import StoredTensor
-from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.checkpoints.specs import ParameterSpec, cast, expert_of, model_tensors
+from paddlemix_vl2.models.families.deepseek_vl2 import DeepseekVLV2ForCausalLM
 
 DTYPES = ("float32", "bfloat16", "float16")
 WIDE = "projector.layers.0.weight"
@@ -30,9 +29,9 @@ def in_memory(case, dtype, to_paddle, converted) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_golden(case, dtype, build_model, tensors_of, to_paddle, converted, assert_same):
-    model = build_model(case.config)
+    model = build_model(case)
     assert not any(parameter._is_initialized() for parameter in model.parameters())
-    load_checkpoint(model, case.config, case.folder, dtype=dtype)
+    load_checkpoint(model, case.specs, case.folder, dtype=dtype)
     assert_same(tensors_of(model), in_memory(case, dtype, to_paddle, converted))
     assert all(parameter.is_contiguous() and parameter.persistable for parameter in model.parameters())
 
@@ -43,8 +42,8 @@ def test_every_dtype_to_every_dtype(
     biased_case, source, target, build_model, write_folder, tensors_of, to_paddle, converted, assert_same
 ):
     weights = {name: converted(array, source) for name, array in biased_case.weights.items()}
-    model = build_model(biased_case.config)
-    load_checkpoint(model, biased_case.config, write_folder(weights, {"format": "pt"}), dtype=target)
+    model = build_model(biased_case)
+    load_checkpoint(model, biased_case.specs, write_folder(weights, {"format": "pt"}), dtype=target)
     wanted = {
         name: converted(to_paddle(name, array), "float32" if name.endswith(BIAS) else target)
         for name, array in weights.items()
@@ -59,11 +58,11 @@ def test_only_the_experts_of_a_process_are_read(
     original = StoredTensor.read
     monkeypatch.setattr(StoredTensor, "read", lambda tensor: read.append(tensor.name) or original(tensor))
     with paddle.LazyGuard():
-        model = DeepseekVLV2ForCausalLM(biased_case.config, SimpleNamespace(experts=experts))
-    load_checkpoint(model, biased_case.config, biased_case.folder, experts=experts)
+        model = DeepseekVLV2ForCausalLM(biased_case.config, dispatcher=SimpleNamespace(experts=experts))
+    load_checkpoint(model, biased_case.specs, biased_case.folder)
     everything = in_memory(biased_case, "float32", to_paddle, converted)
     wanted = {name: value for name, value in everything.items() if expert_of(name) not in range(4)}
-    assert len(wanted) == len(everything) - 2 * 4 * 3  # two mixture layers, four experts of three matrices
+    assert len(wanted) == len(everything) - 2 * 4 * 3  # two MoE layers, four experts of three matrices
     assert sorted(read) == sorted(wanted)
     assert_same(tensors_of(model), wanted)
 
@@ -78,34 +77,34 @@ def test_paddle_layout(
         stored = {
             name: array.T if name.endswith("mlp.gate.weight") else array for name, array in stored.items()
         }
-    model = build_model(case.config)
-    load_checkpoint(model, case.config, write_folder(stored, metadata))
+    model = build_model(case)
+    load_checkpoint(model, case.specs, write_folder(stored, metadata))
     assert_same(tensors_of(model), in_memory(case, "float32", to_paddle, converted))
 
 
 def test_buffers_are_loaded_like_parameters(biased_case, build_model, tensors_of, assert_same):
-    model = build_model(biased_case.config, buffers=(BIAS,))
+    model = build_model(biased_case, buffers=(BIAS,))
     assert len([name for name, _ in model.named_buffers()]) == 2
-    load_checkpoint(model, biased_case.config, biased_case.folder, dtype="bfloat16")
+    load_checkpoint(model, biased_case.specs, biased_case.folder, dtype="bfloat16")
     loaded, stored = tensors_of(model), biased_case.weights
     names = [name for name in stored if name.endswith(BIAS)]
     assert_same({name: loaded[name] for name in names}, {name: stored[name] for name in names})
 
 
 def test_models_with_memory_are_overwritten(biased_case, build_model, tensors_of, assert_same):
-    lazy, eager = build_model(biased_case.config), build_model(biased_case.config)
+    lazy, eager = build_model(biased_case), build_model(biased_case)
     for parameter in eager.parameters():
         parameter.initialize()
     for model in (lazy, eager):
-        load_checkpoint(model, biased_case.config, biased_case.folder, dtype="bfloat16")
+        load_checkpoint(model, biased_case.specs, biased_case.folder, dtype="bfloat16")
     assert_same(tensors_of(lazy), tensors_of(eager))
 
 
 def test_what_is_trained_stays_so(biased_case, build_model):
-    model = build_model(biased_case.config)
+    model = build_model(biased_case)
     for name, parameter in model.named_parameters():
         parameter.stop_gradient = name.startswith("vision")
-    load_checkpoint(model, biased_case.config, biased_case.folder)
+    load_checkpoint(model, biased_case.specs, biased_case.folder)
     for name, parameter in model.named_parameters():
         assert parameter.stop_gradient == name.startswith("vision"), name
     weight = dict(model.named_parameters())[WIDE]
@@ -116,8 +115,8 @@ def test_what_is_trained_stays_so(biased_case, build_model):
 
 def test_linear_computes_as_published(biased_case, build_model):
     """x W^T + b with the published W [out, in] equals Paddle's layer with the loaded weight."""
-    model = build_model(biased_case.config)
-    load_checkpoint(model, biased_case.config, biased_case.folder)
+    model = build_model(biased_case)
+    load_checkpoint(model, biased_case.specs, biased_case.folder)
     weights = biased_case.weights
     x = np.random.default_rng(0).standard_normal((5, 96), np.float32)
     layer = model._sub_layers["projector"]._sub_layers["layers"]._sub_layers["0"]
@@ -127,8 +126,8 @@ def test_linear_computes_as_published(biased_case, build_model):
 
 
 def test_optimizers_step_loaded_parameters(biased_case, build_model):
-    model = build_model(biased_case.config)
-    load_checkpoint(model, biased_case.config, biased_case.folder)
+    model = build_model(biased_case)
+    load_checkpoint(model, biased_case.specs, biased_case.folder)
     weight = dict(model.named_parameters())[WIDE]
     before = weight.numpy().copy()
     optimizer = paddle.optimizer.SGD(0.5, parameters=[weight])
@@ -142,9 +141,9 @@ def test_all_faults_in_one_error(biased_case, build_model, write_folder):
     del weights["image_newline"], weights["vision.norm.bias"]
     weights["vision.norm.scale"] = np.zeros(24, np.float32)
     weights[GATE] = np.zeros((9, 48), np.float32)
-    model = build_model(biased_case.config)
+    model = build_model(biased_case)
     with pytest.raises(ValueError) as caught:
-        load_checkpoint(model, biased_case.config, write_folder(weights))
+        load_checkpoint(model, biased_case.specs, write_folder(weights))
     message = str(caught.value)
     for part in (
         "the checkpoint does not fit the config: 2 missing: ",
@@ -162,19 +161,21 @@ def test_all_faults_in_one_error(biased_case, build_model, write_folder):
 def test_the_gate_is_not_turned_in_published_files(biased_case, build_model, write_folder):
     weights = {**biased_case.weights, GATE: biased_case.weights[GATE].T}
     with pytest.raises(ValueError, match=r"is \[48, 8\], expected \[8, 48\]"):
-        load_checkpoint(build_model(biased_case.config), biased_case.config, write_folder(weights))
+        load_checkpoint(build_model(biased_case), biased_case.specs, write_folder(weights))
 
 
 def test_unknown_dtype(biased_case, build_model):
     with pytest.raises(ValueError, match="dtype 'float64' is unknown; use float32, bfloat16, float16"):
-        load_checkpoint(
-            build_model(biased_case.config), biased_case.config, biased_case.folder, dtype="float64"
-        )
+        load_checkpoint(build_model(biased_case), biased_case.specs, biased_case.folder, dtype="float64")
 
 
 def test_model_of_another_config(plain_case, biased_case, build_model):
     with pytest.raises(ValueError, match=r"model and config differ in \d+ tensors: .*k_proj"):
-        load_checkpoint(build_model(plain_case.config), biased_case.config, biased_case.folder)
+        load_checkpoint(build_model(plain_case), biased_case.specs, biased_case.folder)
+
+
+def vectors(*names: str) -> dict[str, ParameterSpec]:
+    return {name: ParameterSpec(name, (2,)) for name in names}
 
 
 def test_model_with_additions_or_other_shapes():
@@ -182,7 +183,9 @@ def test_model_with_additions_or_other_shapes():
     model.image_newline = model.create_parameter([3])
     model.lora_A = model.create_parameter([3])
     with pytest.raises(ValueError) as caught:
-        model_tensors(model, {"image_newline": (2,), "view_seperator": (2,)})
+        model_tensors(
+            model, {name: ParameterSpec(name, (2,)) for name in ("image_newline", "view_seperator")}
+        )
     assert str(caught.value) == (
         "model and config differ in 3 tensors: image_newline is [3] in the model, expected [2], "
         "lora_A is in the model only, view_seperator is not in the model"
@@ -193,14 +196,12 @@ def test_passing_buffers_are_no_weights():
     model = nn.Layer()
     model.image_newline = model.create_parameter([2])
     model.register_buffer("table", paddle.zeros([5]), persistable=False)
-    assert list(model_tensors(model, {"image_newline": (2,)})) == ["image_newline"]
+    assert list(model_tensors(model, vectors("image_newline"))) == ["image_newline"]
 
 
 def test_progress_bar(biased_case, build_model, capsys, monkeypatch):
     def load(progress: bool) -> str:
-        load_checkpoint(
-            build_model(biased_case.config), biased_case.config, biased_case.folder, progress=progress
-        )
+        load_checkpoint(build_model(biased_case), biased_case.specs, biased_case.folder, progress=progress)
         return capsys.readouterr().err
 
     assert load(progress=True) == ""

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddlemix_vl2.checkpoints import expected_tensors
-from paddlemix_vl2.checkpoints.files import CONFIG_FILE, TensorSpec
+from paddlemix_vl2.checkpoints.files import TensorSpec
 from paddlemix_vl2.checkpoints.writer import write_checkpoint
-from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
+from paddlemix_vl2.hub import CONFIG_FILE
+from paddlemix_vl2.models.meta import model_specs
 
 REPOSITORY = Path(__file__).parents[2]
 # bfloat16 in the files (0.6 GB), float32 in memory (1.1 GB); the largest tensors are embeddings and head.
@@ -32,9 +33,10 @@ SCRIPT = """
 import json, re, sys
 from pathlib import Path
 import paddle
-from paddlemix_vl2.checkpoints import expected_tensors, load_checkpoint, save_checkpoint
-from paddlemix_vl2.checkpoints.rules import Layout, shape_in
-from paddlemix_vl2.configuration import DeepseekVLV2Config
+from paddlemix_vl2.checkpoints import load_checkpoint, save_checkpoint
+from paddlemix_vl2.checkpoints.specs import TensorLayout
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
+from paddlemix_vl2.models.meta import model_specs
 
 
 def status(key):
@@ -47,15 +49,17 @@ def reset_peak():
 
 source, copy = sys.argv[1:]
 config = DeepseekVLV2Config.from_json(source)
-shapes = {name: shape_in(Layout.PADDLE, name, shape) for name, shape in expected_tensors(config).items()}
+specs = model_specs(config)
 model, sizes = paddle.nn.Layer(), {}
 with paddle.LazyGuard():
-    parameters = {name: model.create_parameter(list(shape)) for name, shape in shapes.items()}
+    parameters = {
+        name: model.create_parameter(list(spec.shape_in(TensorLayout.PADDLE))) for name, spec in specs.items()
+    }
 model.state_dict = lambda: parameters
 
 for step, run in (
-    ("loading", lambda: load_checkpoint(model, config, source)),
-    ("saving", lambda: save_checkpoint(model, config, copy)),
+    ("loading", lambda: load_checkpoint(model, specs, source)),
+    ("saving", lambda: save_checkpoint(model, specs, config, copy)),
 ):
     before = status("VmRSS")
     reset_peak()
@@ -74,8 +78,10 @@ def taken(tmp_path_factory) -> dict[str, int]:
     values = json.loads((REPOSITORY / "tests" / "golden" / "mha_greedy" / "config.json").read_text())
     values["language_config"] |= SIZES | LAYERS
     values["projector_config"]["n_embed"] = SIZES["hidden_size"]
-    shapes = expected_tensors(DeepseekVLV2Config(**values))
-    specs = [TensorSpec(name, shape, "bfloat16") for name, shape in shapes.items()]
+    specs = [
+        TensorSpec(name, spec.shape, "bfloat16")
+        for name, spec in model_specs(DeepseekVLV2Config(**values)).items()
+    ]
     texts = {CONFIG_FILE: json.dumps(values)}
     write_checkpoint(source, specs, lambda spec: [np.full(spec.shape, 1, np.uint16)], 3e8, texts)
     command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(source), str(copy)]
@@ -89,8 +95,8 @@ def taken(tmp_path_factory) -> dict[str, int]:
 @pytest.mark.slow
 def test_loading_takes_the_model_and_a_tensor(taken):
     """One tensor being read, and freed blocks of up to another that the C library keeps for reuse
-    (``device.keep_freed_memory``) and that vary from run to run. Mapping the files instead of reading them
-    would take half the model more, three times the tensor."""
+    (``process_tuning.keep_freed_memory``) and that vary from run to run. Mapping the files instead of reading
+    them would take half the model more, three times the tensor."""
     assert taken["model"] > 1.1e9
     assert taken["loading"] < taken["model"] + 2 * taken["largest"], taken
 

@@ -14,7 +14,7 @@ RANKS = 2
 
 
 class Meeting:
-    """Exchanges values between threads, each of which stands for a process."""
+    """Exchanges values between threads, one for each process."""
 
     def __init__(self):
         self._barrier = threading.Barrier(RANKS, timeout=60)
@@ -44,7 +44,7 @@ def take_balanced(sources, processor, count, starts=(0, 0), **settings):
         return list(pool.map(run, range(RANKS)))
 
 
-def take_drawn(sources, processor, count, **settings):
+def take_plain(sources, processor, count, **settings):
     return [take(sources, processor, count, rank=rank, world_size=RANKS, **settings) for rank in range(RANKS)]
 
 
@@ -65,17 +65,17 @@ def steps(ranks, accumulation):
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_step_has_the_same_rows_on_other_ranks(sources, processor, packing):
     settings = {"packing": packing, "accumulation": 3}
-    drawn = take_drawn(sources, processor, 12, **settings)
+    plain = take_plain(sources, processor, 12, **settings)
     balanced = take_balanced(sources, processor, 12, **settings)
     moved = 0
-    for before, after in zip(steps(drawn, 3), steps(balanced, 3), strict=True):
+    for before, after in zip(steps(plain, 3), steps(balanced, 3), strict=True):
         assert all_rows(before) == all_rows(after)
         assert [len(rows_of(rank)) for rank in after] == [6, 6]
         moved += rows_of(after[0]) != rows_of(before[0])
-        for name in ("step_supervised", "step_samples"):
+        for name in ("step_targets", "step_samples"):
             totals = [sum(getattr(rank[0][1], name) for rank in step) for step in (before, after)]
             assert totals[0] == totals[1] > 0, name
-        # What a rank has used of its own draws does not depend on who computes them.
+        # What a rank has used of its own sample indices does not depend on who computes them.
         assert [rank[-1][1].next_index for rank in before] == [rank[-1][1].next_index for rank in after]
         tiles = [[sum(views(batch) for batch, _ in rank) for rank in step] for step in (before, after)]
         expected = tuple(pytest.approx(max(step) * RANKS / sum(step)) for step in tiles)
@@ -90,21 +90,22 @@ def test_the_tiles_become_even(sources, processor):
     assert after < before and after < 1.2
 
 
-def test_pixels_and_draws_belong_to_their_rows(sources, processor):
-    def by_draws(ranks):
+def test_pixels_and_sample_indices_belong_to_their_rows(sources, processor):
+    def by_index(ranks):
         found = {}
         for batch, meta in itertools.chain(*ranks):
-            for row, draws in enumerate(meta.draws):
+            for row, sample_indices in enumerate(meta.sample_indices):
                 used = batch["segment_ids"][row] > 0
                 length = sum(1 + w * h for w, h in batch["images_spatial_crop"][row] if w)
-                found[draws] = batch["labels"][row][used], batch["images"][row, :length]
+                found[sample_indices] = batch["labels"][row][used], batch["images"][row, :length]
         return found
 
-    drawn = by_draws(take_drawn(sources, processor, 8, packing=True))
-    balanced = by_draws(take_balanced(sources, processor, 8, packing=True))
-    assert drawn.keys() == balanced.keys()
-    for draws, arrays in drawn.items():
-        assert all(np.array_equal(*pair) for pair in zip(arrays, balanced[draws], strict=True)), draws
+    plain = by_index(take_plain(sources, processor, 8, packing=True))
+    balanced = by_index(take_balanced(sources, processor, 8, packing=True))
+    assert plain.keys() == balanced.keys()
+    for sample_indices, arrays in plain.items():
+        same = [np.array_equal(*pair) for pair in zip(arrays, balanced[sample_indices], strict=True)]
+        assert all(same), sample_indices
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -135,10 +136,10 @@ def test_one_rank_alone(sources, processor):
 
 def test_pictures_that_are_missing_are_left_out_as_without(sources, processor, tmp_path):
     (tmp_path / "wide.png").unlink()
-    drawn, balanced = (
-        function(sources, processor, 6, accumulation=2) for function in (take_drawn, take_balanced)
+    plain, balanced = (
+        function(sources, processor, 6, accumulation=2) for function in (take_plain, take_balanced)
     )
-    for before, after in zip(steps(drawn, 2), steps(balanced, 2), strict=True):
+    for before, after in zip(steps(plain, 2), steps(balanced, 2), strict=True):
         assert all_rows(before) == all_rows(after)
         assert [rank[-1][1].num_broken for rank in before] == [rank[-1][1].num_broken for rank in after]
 
@@ -147,7 +148,7 @@ def test_pictures_that_are_missing_are_left_out_as_without(sources, processor, t
 def test_pixels_that_only_reading_proves_damaged(sources, processor, tmp_path, packing, monkeypatch):
     """The size of the picture is right and its pixels are not: the sample is left out of its row; a row that
     had no other teaches nothing. All ranks have their rows, and the resumed run has the same."""
-    from paddlemix_vl2.processing import processor as module
+    from paddlemix_vl2.processing import deepseek_vl2 as module
 
     def damaged(source, name=None):
         if str(source).endswith("wide.png"):
@@ -176,7 +177,7 @@ def test_pixels_that_only_reading_proves_damaged(sources, processor, tmp_path, p
 
 def test_measuring_reads_no_pixels(sources, processor, monkeypatch):
     """Up to the exchange, also of packed rows."""
-    from paddlemix_vl2.processing import processor as module
+    from paddlemix_vl2.processing import deepseek_vl2 as module
 
     class Reached(Exception):
         pass

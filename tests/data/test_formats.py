@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from paddlemix_vl2.data import BrokenSample, SourceSpec, open_source
-from paddlemix_vl2.generation.grounding import parse_boxes
+from paddlemix_vl2.processing.boxes import parse_boxes
 from tests.data.conftest import ask, write_jsonl, write_picture
 
-U, A = "<|User|>", "<|Assistant|>"
+U, A = "user", "assistant"
 
 
 def turns(*values):
@@ -21,6 +21,11 @@ def turns(*values):
 
 def open_entries(folder, format, entries, **settings):
     return open_source(SourceSpec(format, str(write_jsonl(folder / "d.jsonl", entries)), **settings))
+
+
+def contents(record):
+    """Role, text and pictures of every message."""
+    return [(message.role, message.content, message.images) for message in record.conversation.messages]
 
 
 def refusal(folder, format, entry):
@@ -61,21 +66,21 @@ def test_llava_array(tmp_path):
         source = open_source(SourceSpec("llava", str(file), image_folder=str(tmp_path)))
         assert len(source) == 3
         picture = str(tmp_path / "a.png")
-        assert source[0].messages == [
-            {"role": U, "content": "Was ist das? \u00e4\u00f6 \U0001f600\n<image>", "images": [picture]},
-            {"role": A, "content": "b"},
-            {"role": U, "content": "c"},
-            {"role": A, "content": "d"},
+        assert contents(source[0]) == [
+            (U, "Was ist das? \u00e4\u00f6 \U0001f600\n<image>", (picture,)),
+            (A, "b", ()),
+            (U, "c", ()),
+            (A, "d", ()),
         ]
-        assert [message["role"] for message in source[1].messages] == ["system", U, A]
-        shares = [message.get("images", []) for message in source[2].messages]
-        assert shares == [[picture], [], ["/b.png", str(tmp_path / "c.png")], []]
+        assert [message.role for message in source[1].conversation.messages] == ["system", U, A]
+        shares = [message.images for message in source[2].conversation.messages]
+        assert shares == [(picture,), (), ("/b.png", str(tmp_path / "c.png")), ()]
         assert source[2].place == f"{file}: entry 2" and source[2].text is None
 
 
 def test_llava_lines(tmp_path):
     source = open_entries(tmp_path, "llava", [{"image": "a.png", "conversations": turns("<image>", "b")}])
-    assert source[0].messages[0]["images"] == [str(tmp_path / "a.png")]
+    assert source[0].conversation.images == [str(tmp_path / "a.png")]
     assert source[0].place == f"{tmp_path / 'd.jsonl'}:1"
 
 
@@ -142,13 +147,13 @@ def test_messages(tmp_path):
         {"messages": [*ask("<image>", "b"), *ask("<image>", "d")], "images": ["a.png", "b.png"]},
     ]
     first, second = open_entries(tmp_path, "messages", entries)
-    path, picture = first.messages[0]["images"]
+    path, picture = first.conversation.messages[0].images
     assert (
         path == str(tmp_path / "a.png") and picture.size == (8, 4) and picture.getpixel((0, 0)) == (9, 8, 7)
     )
-    assert [message["role"] for message in first.messages] == [U, A]
-    assert [message.get("images") for message in second.messages] == [
-        [path], None, [str(tmp_path / "b.png")], None
+    assert [message.role for message in first.conversation.messages] == [U, A]
+    assert [message.images for message in second.conversation.messages] == [
+        (path,), (), (str(tmp_path / "b.png"),), ()
     ]  # fmt: skip
 
 
@@ -166,7 +171,7 @@ def test_messages(tmp_path):
             {"messages": ask("a", "b", "x.png"), "images": ["y.png"]},
             "'images' stands beside the messages and in",
         ),
-        ({"messages": ask("a", "b", "data:image/png,xx")}, "a data URL is data:image/...;base64,"),
+        ({"messages": ask("a", "b", "data:image/png,xx")}, "a data: URL begins with data:image/...;base64"),
         ({"messages": ask("a", "")}, "'messages': message 1 (assistant): is empty"),
         ({"message": []}, "'messages' is missing"),
     ],
@@ -193,18 +198,19 @@ def test_grounding_in_pixels_and_in_coordinates(tmp_path):
     plain = [{"ref": "a dog", "boxes": [[1, 2, 3, 999]]}]
     entries = [{"image": "a.png", "objects": objects}, {"image": "a.png", "objects": plain, "pixels": False}]
     pixels, coordinates = open_entries(tmp_path, "grounding", entries)
-    question, answer, second_question, second_answer = pixels.messages
-    assert question["content"] == "<image>\nLocate <|ref|>the red car<|/ref|> in the given image."
-    assert question["images"][0].size == (200, 100)
+    question, answer, _, second_answer = pixels.conversation.messages
+    assert question.content == "<image>\nLocate <|ref|>the red car<|/ref|> in the given image."
+    assert question.images[0].size == (200, 100)
     assert (
-        answer["content"]
-        == "<|ref|>the red car<|/ref|><|det|>[[100, 100, 999, 999], [0, 0, 500, 500]]<|/det|>"
+        answer.content == "<|ref|>the red car<|/ref|><|det|>[[100, 100, 999, 999], [0, 0, 500, 500]]<|/det|>"
     )
-    assert second_question == {"role": U, "content": "Locate <|ref|>a dog<|/ref|> in the given image."}
-    assert second_answer["content"] == "<|ref|>a dog<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|>"
-    assert coordinates.messages[0]["images"] == [str(tmp_path / "a.png")]
-    assert coordinates.messages[1]["content"] == "<|ref|>a dog<|/ref|><|det|>[[1, 2, 3, 999]]<|/det|>"
-    read = parse_boxes(answer["content"], (200, 100))
+    assert contents(pixels)[2] == (U, "Locate <|ref|>a dog<|/ref|> in the given image.", ())
+    assert second_answer.content == "<|ref|>a dog<|/ref|><|det|>[[0, 0, 999, 999]]<|/det|>"
+    assert coordinates.conversation.images == [str(tmp_path / "a.png")]
+    assert (
+        coordinates.conversation.messages[1].content == "<|ref|>a dog<|/ref|><|det|>[[1, 2, 3, 999]]<|/det|>"
+    )
+    read = parse_boxes(answer.content, (200, 100))
     assert not read.problems and [one.box for one in read.objects] == [(20, 10, 200, 100), (0, 0, 100, 50)]
 
 
@@ -213,7 +219,8 @@ def test_boxes_are_of_the_upright_picture(tmp_path):
     exif[0x0112] = 6  # stored lying on its side
     Image.new("RGB", (200, 100)).save(tmp_path / "a.jpg", exif=exif)
     entry = {"image": "a.jpg", "objects": [{"ref": "all", "boxes": [[0, 0, 100, 200]]}]}
-    assert "[[0, 0, 999, 999]]" in open_entries(tmp_path, "grounding", [entry])[0].messages[1]["content"]
+    (record,) = open_entries(tmp_path, "grounding", [entry])
+    assert "[[0, 0, 999, 999]]" in record.conversation.messages[1].content
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The loader as a whole: order, resuming, ranks, broken samples, and its processes."""
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from paddlemix_vl2.data import BatchLoader, Mixture, SourceSpec, open_source
-from paddlemix_vl2.data.loader import MOST_BROKEN_IN_A_ROW
+from paddlemix_vl2.data.loader import MAX_BROKEN_IN_A_ROW
 from tests.data.conftest import ask, write_jsonl, write_picture
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,15 @@ def assert_same(first, second):
     assert len(first) == len(second)
     for (one, one_meta), (other, other_meta) in zip(first, second, strict=True):
         assert one.keys() == other.keys() and one_meta == other_meta
-        assert all(np.array_equal(one[name], other[name]) for name in one)
+        assert all(is_same(one[name], other[name]) for name in one)
+
+
+def is_same(one, other) -> bool:
+    """Of arrays, and of the plan, which holds some."""
+    if not dataclasses.is_dataclass(one):
+        return np.array_equal(one, other)
+    names = [field.name for field in dataclasses.fields(one)]
+    return type(one) is type(other) and all(is_same(getattr(one, n), getattr(other, n)) for n in names)
 
 
 def rows_of(batches):
@@ -82,17 +91,17 @@ def test_two_ranks_are_one_process_of_twice_the_batch(sources, processor):
     parts = [take(sources, processor, 6, rank=rank, world_size=2) for rank in (0, 1)]
     for batch, first, second in zip(whole, *parts, strict=True):
         assert sorted(rows_of([batch])) == sorted(rows_of([first, second]))
-        assert batch[1].num_supervised == first[1].num_supervised + second[1].num_supervised
+        assert batch[1].num_targets == first[1].num_targets + second[1].num_targets
         assert batch[1].next_index == first[1].next_index
 
 
-def test_the_draws_are_those_of_the_mixture(sources, processor):
+def test_the_samples_are_those_of_the_mixture(sources, processor):
     mixture = Mixture([len(source) for source in sources], [3, 1], seed=5)
     expected = []
-    for draw in range(20):
-        source, item = mixture[draw]
+    for sample_index in range(20):
+        source, item = mixture[sample_index]
         record = sources[source][item]
-        sample = processor.process_one(record.messages, prompt=record.text, inference_mode=False)
+        sample = processor.process_one(record.conversation, prompt=record.text, inference_mode=False)
         expected.append(tuple(sample.input_ids.tolist()))
     assert rows_of(take(sources, processor, 10)) == expected
 
@@ -124,13 +133,13 @@ def test_meta_counts(sources, processor):
     for first in (0, 3):
         step = batches[first : first + 3]
         total = sum(int((batch["labels"] != processor.ignore_id).sum()) for batch, _ in step)
-        assert {meta.step_supervised for _, meta in step} == {total}
+        assert {meta.step_targets for _, meta in step} == {total}
     for batch, meta in batches:
-        assert meta.num_supervised == (batch["labels"] != processor.ignore_id).sum()
+        assert meta.num_targets == (batch["labels"] != processor.ignore_id).sum()
         assert meta.num_tokens == (batch["segment_ids"] > 0).sum()
-        assert sum(meta.samples_per_source) == batch["segment_ids"].max(axis=1).sum()
-    counts = np.sum([meta.samples_per_source for _, meta in batches], axis=0)
-    assert counts.sum() == batches[-1][1].next_index and counts[0] > counts[1]
+        assert meta.num_samples == batch["segment_ids"].max(axis=1).sum()
+        assert [len(row) for row in meta.sample_indices] == batch["segment_ids"].max(axis=1).tolist()
+    assert sum(meta.num_samples for _, meta in batches) == batches[-1][1].next_index
 
 
 # ---- broken samples ----
@@ -157,18 +166,18 @@ def test_broken_samples_are_left_out_counted_and_named_once(
     )
 
 
-def test_too_long_samples_are_broken_or_shortened(sources, processor):
-    refused = take(sources, processor, 30, sequence_length=25)
-    shortened = take(sources, processor, 30, sequence_length=25, too_long="shorten")
-    assert refused[-1][1].num_broken > shortened[-1][1].num_broken > 0
-    assert max(len(row) for row in rows_of(shortened)) == 25
+def test_overlong_samples_are_skipped_or_truncated(sources, processor):
+    skipped = take(sources, processor, 30, sequence_length=25)
+    truncated = take(sources, processor, 30, sequence_length=25, overlong="truncate")
+    assert skipped[-1][1].num_broken > truncated[-1][1].num_broken > 0
+    assert max(len(row) for row in rows_of(truncated)) == 25
 
 
 def test_nothing_but_broken_samples_is_an_error(sources, processor, caplog):
     with (
         make_loader(sources, processor, sequence_length=3) as loader,
         pytest.raises(
-            ValueError, match=rf"{MOST_BROKEN_IN_A_ROW} samples in a row .*has \d+ tokens; a sequence"
+            ValueError, match=rf"{MAX_BROKEN_IN_A_ROW} samples in a row .*has \d+ tokens; a sequence"
         ),
     ):
         next(loader)
@@ -270,7 +279,7 @@ def is_running(pid: str) -> bool:
         ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
         ({"num_workers": -1}, "num_workers is -1; it must be at least 0"),
         ({"rank": 2, "world_size": 2}, "rank is 2; with world_size 2 it must be 0 to 1"),
-        ({"too_long": "cut"}, "too_long is 'cut'"),
+        ({"overlong": "cut"}, "overlong is 'cut'"),
     ],
 )
 def test_bad_arguments(sources, processor, settings, message):
@@ -283,20 +292,21 @@ def test_a_mixture_of_other_sources(sources, processor):
         BatchLoader(sources, Mixture([3], [1]), processor, batch_size=1, sequence_length=9)
 
 
-def test_drawn_pictures_and_files_together(processor, tmp_path):
-    drawn = open_source(SourceSpec("drawn", task="scene", size=50))
-    assert len(drawn) == 50 and drawn.place(3) == "drawn scene/train 3"
-    assert drawn[3].messages[0]["images"] and drawn[3].place == "drawn scene/train 3"
+def test_synthetic_pictures_and_files_together(processor, tmp_path):
+    rendered = open_source(SourceSpec("synthetic", task="scene", size=50))
+    assert len(rendered) == 50 and rendered.place(3) == "synthetic scene/train 3"
+    assert rendered[3].conversation.images and rendered[3].place == "synthetic scene/train 3"
     with pytest.raises(IndexError):
-        drawn[50]
+        rendered[50]
     write_picture(tmp_path / "a.png", 20, 20)
     talks = open_source(
         SourceSpec("messages", str(write_jsonl(tmp_path / "t.jsonl", [{"messages": ask("a", "b", "a.png")}])))
     )
-    batches = take([drawn, talks], processor, 3, sequence_length=1000, packing=True)
-    assert all(min(meta.samples_per_source) > 0 for _, meta in batches)
+    mixture = Mixture([len(rendered), len(talks)], [3, 1], seed=5)
+    for _, meta in take([rendered, talks], processor, 3, sequence_length=1000, packing=True):
+        assert {mixture[number][0] for row in meta.sample_indices for number in row} == {0, 1}
 
 
-def test_unknown_drawn_task():
+def test_unknown_synthetic_task():
     with pytest.raises(ValueError, match="source 'x': no task 'x'"):
-        open_source(SourceSpec("drawn", task="x"))
+        open_source(SourceSpec("synthetic", task="x"))

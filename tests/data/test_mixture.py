@@ -1,4 +1,4 @@
-"""Draws: in proportion, each sample once per epoch, and the same from wherever one starts."""
+"""Sample indices: in proportion, each sample once per epoch, and the same from wherever one starts."""
 
 from collections import Counter
 
@@ -62,7 +62,7 @@ def test_long_sources_are_read_in_order():
         assert [item for s, item in take(mixture, range(1000)) if s == source] == list(range(500))
 
 
-def test_a_draw_depends_on_its_number_only():
+def test_a_sample_index_depends_on_its_number_only():
     lengths, weights = [37, 500, 10**9], [2, 1, 0.5]
     numbers = [5321, 4, 999, 1000, 2500, 5320, 0, 77777, 4]
     forward = dict(zip(sorted(numbers), take(Mixture(lengths, weights, 9), sorted(numbers)), strict=False))
@@ -94,7 +94,7 @@ def test_bad_mixtures(lengths, weights, message):
         Mixture(lengths, weights)
 
 
-def test_bad_seed_and_draw():
+def test_bad_seed_and_sample_index():
     with pytest.raises(ValueError, match="seed is -1"):
         Mixture([1], [1], -1)
     with pytest.raises(IndexError):

@@ -5,12 +5,14 @@ import pickle
 import numpy as np
 import pytest
 
-from paddlemix_vl2.data import BrokenSample, Record, TooLong, prepare
+from paddlemix_vl2.data import BrokenSample, Overlong, Record, prepare
+from paddlemix_vl2.processing.conversation import Conversation
 from tests.data.conftest import ask, write_picture
 
 
 def talk(*turns) -> Record:
-    return Record([message for turn in turns for message in turn], None, "a.jsonl:7")
+    messages = [message for turn in turns for message in turn]
+    return Record(Conversation.parse(messages, inference_mode=False), None, "a.jsonl:7")
 
 
 def image_tokens(sample) -> int:
@@ -34,10 +36,10 @@ def test_a_conversation_learns_its_answers(processor):
 
 def test_a_text_is_cut(processor):
     record = Record(None, "one two three four five six seven", "a:1")
-    whole, cut = prepare(record, processor, 100), prepare(record, processor, 5, "shorten")
+    whole, cut = prepare(record, processor, 100), prepare(record, processor, 5, "truncate")
     assert cut.input_ids.tolist() == whole.input_ids[:5].tolist()
     assert cut.labels.tolist() == whole.labels[:5].tolist() and len(cut.images_seq_mask) == 5
-    with pytest.raises(TooLong, match=rf"a:1: has {len(whole.input_ids)} tokens; a sequence may have 5"):
+    with pytest.raises(Overlong, match=rf"a:1: has {len(whole.input_ids)} tokens; a sequence may have 5"):
         prepare(record, processor, 5)
 
 
@@ -46,10 +48,10 @@ def test_turns_are_dropped_until_it_fits(processor):
     lengths = [len(prepare(talk(*turns[:count]), processor, 1000).input_ids) for count in (1, 2, 3)]
     for limit in range(lengths[0], lengths[2] + 1):
         kept = sum(length <= limit for length in lengths)
-        shortened = prepare(talk(*turns), processor, limit, "shorten")
-        assert np.array_equal(shortened.input_ids, prepare(talk(*turns[:kept]), processor, 1000).input_ids)
-    with pytest.raises(TooLong, match=f"has {lengths[0]} tokens even with one turn; a sequence may have 4"):
-        prepare(talk(*turns), processor, 4, "shorten")
+        truncated = prepare(talk(*turns), processor, limit, "truncate")
+        assert np.array_equal(truncated.input_ids, prepare(talk(*turns[:kept]), processor, 1000).input_ids)
+    with pytest.raises(Overlong, match=f"has {lengths[0]} tokens even with one turn; a sequence may have 4"):
+        prepare(talk(*turns), processor, 4, "truncate")
 
 
 def test_pictures_are_whole_or_gone(processor, tmp_path):
@@ -61,8 +63,8 @@ def test_pictures_are_whole_or_gone(processor, tmp_path):
     seen = set()
     for limit in range(20, len(full.input_ids) + 1):
         try:
-            sample = prepare(talk(*turns), processor, limit, "shorten")
-        except TooLong:
+            sample = prepare(talk(*turns), processor, limit, "truncate")
+        except Overlong:
             seen.add(0)
             continue
         assert len(sample.input_ids) <= limit
@@ -79,17 +81,17 @@ def test_the_end_token_in_a_text_does_not_mislead(processor):
     eos = processor.tokenizer.eos_token
     turns = [ask("a", f"yes {eos} and"), ask("b", f"{eos} no"), ask("c", "no " * 20)]
     lengths = [len(prepare(talk(*turns[:count]), processor, 1000).input_ids) for count in (1, 2)]
-    assert len(prepare(talk(*turns), processor, lengths[1], "shorten").input_ids) == lengths[1]
-    assert len(prepare(talk(*turns), processor, lengths[0], "shorten").input_ids) == lengths[0]
+    assert len(prepare(talk(*turns), processor, lengths[1], "truncate").input_ids) == lengths[1]
+    assert len(prepare(talk(*turns), processor, lengths[0], "truncate").input_ids) == lengths[0]
 
 
 def test_a_system_message_stays(processor):
     system = [{"role": "system", "content": "Be kind."}]
     short = prepare(talk(system, ask("a", "b")), processor, 1000)
-    shortened = prepare(
-        talk(system, ask("a", "b"), ask("c", "d")), processor, len(short.input_ids), "shorten"
+    truncated = prepare(
+        talk(system, ask("a", "b"), ask("c", "d")), processor, len(short.input_ids), "truncate"
     )
-    assert np.array_equal(short.input_ids, shortened.input_ids)
+    assert np.array_equal(short.input_ids, truncated.input_ids)
 
 
 def test_broken_samples_have_place_and_reason(processor, tmp_path):
@@ -99,7 +101,7 @@ def test_broken_samples_have_place_and_reason(processor, tmp_path):
         BrokenSample, match=r"^a.jsonl:7: .*a.png: not a picture that Pillow can read"
     ) as caught:
         prepare(record, processor, 100)
-    assert not isinstance(caught.value, TooLong)
+    assert not isinstance(caught.value, Overlong)
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (
         (copy.place, copy.reason) == (caught.value.place, caught.value.reason) == ("a.jsonl:7", copy.reason)
@@ -107,5 +109,5 @@ def test_broken_samples_have_place_and_reason(processor, tmp_path):
 
 
 def test_unknown_rule(processor):
-    with pytest.raises(ValueError, match="too_long is 'cut'; use one of refuse, shorten"):
+    with pytest.raises(ValueError, match="overlong is 'cut'; use one of skip, truncate"):
         prepare(talk(ask("a", "b")), processor, 100, "cut")

@@ -6,42 +6,12 @@ import re
 import pytest
 
 from paddlemix_vl2.data import BrokenSample, SourceSpec, open_source
-from paddlemix_vl2.data import files as files_module
 from tests.data.conftest import write_jsonl
 
 
 @pytest.fixture
 def texts(tmp_path):
     return write_jsonl(tmp_path / "texts.jsonl", [{"text": "a\u00e4"}, {"text": "b"}, {"text": "c"}])
-
-
-def test_blank_lines_count_as_lines(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(b'\xef\xbb\xbf\n{"text": "\xc3\xa4"}\r\n  \n\n{"text": "b"}')
-    source = open_source(SourceSpec("text", str(file)))
-    assert [record.text for record in source] == ["\u00e4", "b"]
-    assert [source.place(0), source.place(1)] == [f"{file}:2", f"{file}:5"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b'{"text": "a"}\n{"text": \n', r"a.jsonl:2: not valid JSON \("),
-        (b'{"text": "a"}\n{"text": "\xff"}\n', r"a.jsonl:2: not valid JSON \(.*utf-8"),
-        (b"", "a.jsonl: holds no samples"),
-        (b"\n \n", "a.jsonl: holds no samples"),
-        (b"[]", "a.jsonl: holds no samples"),
-        (b'[{"text": "a"},\n{"text": "b"]', "a.jsonl:2: not valid JSON"),
-        (b'[{"text": "a"}\n {"text": "b"}]', r"a.jsonl:2: not valid JSON \(expected ',' or '\]'"),
-        (b'[{"text": "a"}', r"a.jsonl:1: not valid JSON \(expected ',' or '\]'"),
-        (b'[{"text": "a"}, 3]', "a.jsonl: entry 1: holds a JSON int; it must be an object"),
-        (b'[{"text": "\xff"}]', "a.jsonl: not UTF-8 text"),
-    ],
-)
-def test_broken_files(tmp_path, content, message):
-    (tmp_path / "a.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=message):
-        open_source(SourceSpec("text", str(tmp_path / "a.jsonl")))
 
 
 def test_missing_file_and_folder(tmp_path, texts):
@@ -67,22 +37,16 @@ def test_a_file_that_shrinks_gives_broken_samples(texts):
         source[2]
 
 
-def test_a_bar_for_large_files_only(texts, monkeypatch, capsys):
-    open_source(SourceSpec("text", str(texts)))
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(files_module, "_BYTES_WORTH_A_BAR", 1)
-    open_source(SourceSpec("text", str(texts)), progress=False)
-    assert capsys.readouterr().err == ""
-    open_source(SourceSpec("text", str(texts)))
-    captured = capsys.readouterr()
-    assert "texts.jsonl: 100%" in captured.err and captured.out == ""
-
-
 def test_defaults_of_a_spec():
     spec = SourceSpec.from_dict({"format": "llava", "path": "data/a.json"}, "x.yaml")
     assert (spec.image_folder, spec.weight, spec.name) == ("data", 1.0, "a")
-    drawn = SourceSpec.from_dict({"format": "drawn", "task": "describe", "weight": 2}, "x.yaml")
-    assert (drawn.name, drawn.split, drawn.size, drawn.image_folder) == ("describe", "train", 10**9, "")
+    synthetic = SourceSpec.from_dict({"format": "synthetic", "task": "describe", "weight": 2}, "x.yaml")
+    assert (synthetic.name, synthetic.split, synthetic.size, synthetic.image_folder) == (
+        "describe",
+        "train",
+        10**9,
+        "",
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,8 +59,11 @@ def test_defaults_of_a_spec():
         ({"format": "text", "pth": "a"}, r"x.yaml: unknown key 'pth' \(did you mean 'path'\?\)"),
         ({"format": "text", "qqq": "a"}, r"x.yaml: unknown key 'qqq' \(known keys: format, path"),
         ({"format": "text"}, "x.yaml: the format 'text' needs a path"),
-        ({"format": "drawn"}, "x.yaml: the format 'drawn' needs a task"),
-        ({"format": "drawn", "task": "a", "path": "b"}, "x.yaml: path does not belong to the format 'drawn'"),
+        ({"format": "synthetic"}, "x.yaml: the format 'synthetic' needs a task"),
+        (
+            {"format": "synthetic", "task": "a", "path": "b"},
+            "x.yaml: path does not belong to the format 'synthetic'",
+        ),
         ({"format": "text", "path": "a", "size": 3}, "x.yaml: size does not belong to the format 'text'"),
         (
             {"format": "text", "path": "a", "weight": -1},
@@ -104,7 +71,7 @@ def test_defaults_of_a_spec():
         ),
         ({"format": "text", "path": "a", "weight": float("nan")}, "x.yaml: weight is nan"),
         ({"format": "text", "path": "a", "weight": "1"}, "x.yaml: weight is '1'; it must be of type float"),
-        ({"format": "drawn", "task": "a", "size": 0}, "x.yaml: size is 0; it must be at least 1"),
+        ({"format": "synthetic", "task": "a", "size": 0}, "x.yaml: size is 0; it must be at least 1"),
     ],
 )
 def test_bad_specs(mapping, message):

@@ -25,7 +25,7 @@ def test_micro_batches_of_one_row_by_hand():
 
 def test_micro_batches_of_two_rows_by_hand():
     """Sorted 10 9 8 1: 10 to rank 0, 9 and 8 to rank 1, which is full then; the 1 goes to rank 0 though it
-    would go there anyway. As drawn they have 19 and 9."""
+    would go there anyway. As sampled they have 19 and 9."""
     tiles = [[10, 9], [8, 1]]
     assert assign_rows(tiles, batch_size=2) == [[(0, 0), (1, 1)], [(0, 1), (1, 0)]]
     assert totals(tiles, 2) == [11, 17]
@@ -59,7 +59,7 @@ def test_every_row_is_computed_once_and_no_rank_has_much_more(ranks, batch_size,
 
 
 def test_many_rows_are_nearly_even():
-    """64 ranks with 9 rows of 0 to 20 tiles: the slowest is 30 % above the mean as drawn, 1 % assigned."""
+    """64 ranks with 9 rows of 0 to 20 tiles: the slowest is 30 % above the mean as sampled, 1 % assigned."""
     tiles = np.random.default_rng(1).integers(0, 21, (64, 9)).tolist()
     assert imbalance([sum(rank) for rank in tiles]) > 1.3
     assert imbalance(totals(tiles, batch_size=1)) < 1.02

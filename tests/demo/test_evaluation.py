@@ -86,6 +86,7 @@ def script(monkeypatch):
     return importlib.import_module("evaluate_demo")
 
 
+@pytest.mark.slow
 def test_the_script_prints_a_table_and_writes_every_answer(script, checkpoint, tmp_path, capsys):
     output = tmp_path / "new" / "scores.json"
     flags = ["--samples_per_kind", "1", "--batch_size", "2", "--kinds", "colour", "compare"]

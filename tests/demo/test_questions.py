@@ -1,4 +1,4 @@
-"""Answers checked against pictures described by hand, and counted anew."""
+"""Answers checked against pictures described by hand, and counted again."""
 
 import re
 
@@ -9,7 +9,7 @@ from paddlemix_vl2.demo import scenes
 from paddlemix_vl2.demo.questions import KINDS, ask, describe, describe_with_boxes, kinds_of
 from paddlemix_vl2.demo.scenes import Bar, Chart, Pair, Scene, TextCard, TextItem, Thing
 from paddlemix_vl2.demo.vocabulary import COLORS, PLURALS, POSITIONS, SHAPES
-from paddlemix_vl2.generation.grounding import parse_boxes
+from paddlemix_vl2.processing.boxes import parse_boxes
 
 WHITE = (255, 255, 255)
 RED_CIRCLE = Thing("circle", "red", 0, (4, 4, 40, 40))

@@ -17,7 +17,7 @@ from paddlemix_vl2.demo.samples import (
     split_of,
 )
 from paddlemix_vl2.demo.vocabulary import COLORS, LANGUAGES, SHAPES
-from paddlemix_vl2.generation.grounding import parse_boxes
+from paddlemix_vl2.processing.boxes import parse_boxes
 
 WITH_PICTURES = [*(task for task in TASKS if task != "words"), *EXTRA_TASKS]
 TEXTS = ("<|User|>", "<|Assistant|>")

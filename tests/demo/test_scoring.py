@@ -2,14 +2,14 @@ import json
 
 import pytest
 
-from paddlemix_vl2.demo.questions import Question
+from paddlemix_vl2.demo.questions import SyntheticQuestion
 from paddlemix_vl2.demo.scoring import ScoreTable, is_right
 
-COLOUR = Question("colour", "en", "What colour is the circle?", "red")
+COLOUR = SyntheticQuestion("colour", "en", "What colour is the circle?", "red")
 BOX = "<|ref|>the star<|/ref|><|det|>[[{}]]<|/det|>"
-GROUND = Question("ground", "en", "<|ref|>the star<|/ref|>.", BOX.format("100, 100, 300, 300"))
+GROUND = SyntheticQuestion("ground", "en", "<|ref|>the star<|/ref|>.", BOX.format("100, 100, 300, 300"))
 TWO = "<|ref|>a star<|/ref|><|det|>[[0, 0, 200, 200]]<|/det|>, <|ref|>a cross<|/ref|><|det|>[[{}]]<|/det|>"
-LIST = Question("grounded_describe", "en", "<|grounding|>", TWO.format("500, 500, 700, 700"))
+LIST = SyntheticQuestion("grounded_describe", "en", "<|grounding|>", TWO.format("500, 500, 700, 700"))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_list_of_boxes_is_right_when_names_and_boxes_are(answer, right):
 def table_of(*rows):
     table = ScoreTable()
     for kind, language, right in rows:
-        table.add(Question(kind, language, "?", "!"), right)
+        table.add(SyntheticQuestion(kind, language, "?", "!"), right)
     return table
 
 

@@ -42,14 +42,14 @@ def start_processes():
 
 @pytest.fixture(scope="session")
 def recipe(small_recipe, tmp_path_factory) -> Path:
-    """Four steps of the small model from nothing, with every balance loss and the moving bias."""
+    """Four steps of the small model from scratch, with every balance loss and the moving bias."""
     values = {
         **small_recipe,
         "max_steps": 4,
         "gradient_accumulation_steps": 2,
         "lr_scheduler_type": "constant",
         "bias_update_speed": 0.01,
-        "balance_devices": 2,
+        "expert_groups": 2,
         "expert_balance_alpha": 0.03,
         "device_balance_alpha": 0.05,
         "communication_balance_alpha": 0.02,

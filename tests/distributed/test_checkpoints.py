@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from paddlemix_vl2.checkpoints.reader import open_checkpoint
-from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models.families.deepseek_vl2 import DeepseekVLV2ForCausalLM
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mla_noaux_tc"
 
@@ -30,8 +30,8 @@ def test_saving_by_several_is_bit_identical(processes, folders):
 
 @pytest.mark.distributed
 def test_one_process_reads_what_two_have_saved(folders):
-    model = DeepseekVLV2ForCausalLM.from_pretrained(folders(2) / "saved", "float32", engine="eager")
-    original = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN, "float32", engine="eager")
+    model = DeepseekVLV2ForCausalLM.from_pretrained(folders(2) / "saved", "float32", backend="paddle")
+    original = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN, "float32", backend="paddle")
     for (name, one), (_, other) in zip(model.named_parameters(), original.named_parameters(), strict=True):
         assert np.array_equal(one.numpy(), other.numpy()), name
 

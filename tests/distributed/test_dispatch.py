@@ -33,10 +33,10 @@ def check(found: dict, prefix: str, least: int) -> None:
 @pytest.mark.parametrize("processes", PROCESSES)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("skew", ["even", "one_block", "one_expert_short"])
-def test_a_mixture(skew, case, processes, results):
+def test_a_layer(skew, case, processes, results):
     """Outputs and the gradients of input, router, shared and every routed expert."""
     for found in results(processes):
-        check(found, f"mixture/{case}/{skew}/", least=3 + 1 + 3 + 4 * 3)
+        check(found, f"layer/{case}/{skew}/", least=3 + 1 + 3 + 4 * 3)
 
 
 @pytest.mark.parametrize("processes", PROCESSES)
@@ -44,7 +44,7 @@ def test_a_mixture(skew, case, processes, results):
 @pytest.mark.parametrize("skew", ["one_block", "one_expert_short"])
 def test_the_skews_leave_a_process_with_nothing(skew, case, processes, results):
     """Else the test above would not have met a process whose experts get no token."""
-    arrived = [found[f"mixture/{case}/{skew}/arrived"] for found in results(processes)]
+    arrived = [found[f"layer/{case}/{skew}/arrived"] for found in results(processes)]
     assert arrived[0].sum() > 0
     assert arrived[1].sum() == 0
 
@@ -53,7 +53,7 @@ def test_the_skews_leave_a_process_with_nothing(skew, case, processes, results):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("balance", ["sequence", "expert"])
 def test_a_model(balance, case, processes, results):
-    """Losses, the clipped gradient of every parameter and its norm, loads, and the moved bias."""
+    """Losses, the clipped gradient of every parameter and its norm, tokens per expert, and the moved bias."""
     for found in results(processes):
         check(found, f"model/{case}/{balance}/", least=60)
         assert (f"model/{case}/{balance}/bias/spread" in found) == (case == "mla_noaux_tc")

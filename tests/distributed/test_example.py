@@ -22,12 +22,12 @@ def test_the_first_process_says_what_one_process_says(folders, monkeypatch, caps
 
     picture = str(ROOT / "examples" / "images" / "drawn" / "words.png")
     flags = ["--image_file", picture, "--question", "Read the text.", "--max_new_tokens", "16"]
-    assert single_image_infer.main([*flags, "--engine", "eager"]) == 0
+    assert single_image_infer.main([*flags, "--backend", "paddle"]) == 0
     answer = capsys.readouterr().out
     (first, messages), second = said(folders(2), "greedy")
     assert first == answer and answer.strip()
     assert "loading" in messages and "exit code 0" in messages
-    assert messages.count("experts over 2 processes, with the engine eager\n") == 1
+    assert messages.count("experts over 2 processes, with the backend paddle\n") == 1
     assert second == ("", "exit code 0\n")
 
 
@@ -41,5 +41,5 @@ def test_sampling_without_a_seed_ends_in_all_processes(folders):
 def test_the_kernels_are_refused(folders):
     for out, err in said(folders(2), "refused"):
         assert out == ""
-        assert err.startswith("error: --engine native and --dtype int8 run all experts in one process;")
+        assert err.startswith("error: --backend cpu_kernels and --dtype int8 run all experts in one process;")
         assert "exit code 2" in err

@@ -1,4 +1,4 @@
-"""A process that is killed ends the run everywhere, and the run goes on from its last checkpoint."""
+"""A process that is killed ends the run everywhere, and the run resumes from its last checkpoint."""
 
 import os
 import re

@@ -11,15 +11,15 @@ def test_experts_are_contiguous_blocks():
 
 
 def test_one_group_writes_each_tensor_once():
-    writers = [ExpertMesh(rank, 4, 2, None, None).writers(8) for rank in range(4)]
-    assert [writer.index for writer in writers] == [0, 1, 2, 3]
+    plans = [ExpertMesh(rank, 4, 2, None, None).shard_plan(8) for rank in range(4)]
+    assert [plan.index for plan in plans] == [0, 1, 2, 3]
     names = {
         "language.model.layers.1.mlp.experts.3.up_proj.weight": 0,
         "language.model.layers.1.mlp.experts.4.up_proj.weight": 1,
         "language.model.layers.1.mlp.shared_experts.up_proj.weight": 0,
         "vision.norm.weight": 0,
     }
-    assert {name: writers[3].writer_of(name) for name in names} == names
+    assert {name: plans[3].writer_of(name) for name in names} == names
 
 
 @pytest.mark.parametrize(("degree", "experts"), [(3, 8), (2, None), (16, 8)])

@@ -34,16 +34,17 @@ def assert_same(one: dict, other: dict) -> None:
 
 @pytest.mark.parametrize("processes", PROCESSES)
 def test_it_equals_one_process(processes, folders, alone, assert_trained_alike):
-    """Weights after four steps; and, as AdamW takes out factors, losses, norms and loads of each step."""
+    """Weights after four steps; and, as AdamW takes out factors, losses, norms and experts' shares of each
+    step."""
     whole = folders(processes) / "whole"
     assert_trained_alike(tensors_of(alone), tensors_of(whole))
     assert len(metrics_of(alone)) == 4
     for one, spread in zip(metrics_of(alone), metrics_of(whole), strict=True):
         assert spread["loss"] == pytest.approx(one["loss"], rel=1e-3)
         assert spread["grad_norm"] == pytest.approx(one["grad_norm"], rel=2e-3)
-        assert np.allclose(spread["load_per_layer"], one["load_per_layer"], atol=2e-3)
+        assert np.allclose(spread["expert_share_per_layer"], one["expert_share_per_layer"], atol=2e-3)
     first, spread = metrics_of(alone)[0], metrics_of(whole)[0]
-    assert spread["load_per_layer"] == first["load_per_layer"]
+    assert spread["expert_share_per_layer"] == first["expert_share_per_layer"]
     assert spread["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
 
 

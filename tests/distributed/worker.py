@@ -14,13 +14,15 @@ import numpy as np
 import paddle
 from paddle import distributed
 
-from paddlemix_vl2.configuration import DeepseekVLV2Config
-from paddlemix_vl2.distributed import ExchangingDispatcher, ReplicatedDispatcher, make_mesh
+from paddlemix_vl2.config.deepseek_vl2 import DeepseekVLV2Config
+from paddlemix_vl2.distributed import AllReduceTokenDispatcher, AllToAllTokenDispatcher, make_mesh
 from paddlemix_vl2.distributed.collectives import sum_tensor
-from paddlemix_vl2.models.moe import DeepseekV2MoE
-from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models.families.deepseek_vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models.moe.layer import DeepseekV2MoE
+from paddlemix_vl2.models.moe.losses import BalanceLosses
+from paddlemix_vl2.models.moe.statistics import RouterStatistics
 from paddlemix_vl2.training import checkpoint, run
-from paddlemix_vl2.training.balance import RouterLoads, update_bias
+from paddlemix_vl2.training.expert_balance import gates, update_bias
 from paddlemix_vl2.training.gradients import average_gradients, clip_gradients
 from paddlemix_vl2.training.optimizer import make_optimizer, make_schedule
 from paddlemix_vl2.training.parts import trained
@@ -42,20 +44,20 @@ def named(model, prefix: str = "") -> list:
     return [(prefix + name, parameter) for name, parameter in model.named_parameters()]
 
 
-def mixtures(mesh, found: dict) -> None:
+def layers(mesh, found: dict) -> None:
     """One layer, processes with 3, 4, 5, ... tokens: outputs, gradients of the input and all parameters."""
     for case in CASES:
         for skew in SKEWS:
-            one_mixture(mesh, found, case, skew)
+            one_layer(mesh, found, case, skew)
 
 
-def one_mixture(mesh, found: dict, case: str, skew: str) -> None:
+def one_layer(mesh, found: dict, case: str, skew: str) -> None:
     config = config_of(case).language_config
     experts = config.n_routed_experts
     paddle.seed(1)
     alone = DeepseekV2MoE(config)
     paddle.seed(1)
-    spread = DeepseekV2MoE(config, ExchangingDispatcher(mesh, experts))
+    spread = DeepseekV2MoE(config, dispatcher=AllToAllTokenDispatcher(mesh, experts))
     draw = np.random.default_rng(2)
     samples = [
         draw.normal(size=[1, 3 + rank, config.hidden_size]).astype(np.float32)
@@ -66,24 +68,25 @@ def one_mixture(mesh, found: dict, case: str, skew: str) -> None:
         few = experts // DEGREE if skew == "one_block" else config.num_experts_per_tok
         weight = np.zeros([experts, config.hidden_size], np.float32)
         weight[:few, 0] = np.linspace(1.0, 1.5, few)
-        for mixture in (alone, spread):
-            mixture.gate.weight.set_value(weight)
+        for moe in (alone, spread):
+            moe.gate.weight.set_value(weight)
         for sample in samples:
             sample[..., 0] = 3.0
     if skew == "one_expert_short":
         samples = [sample[:, :1] for sample in samples]
     weights = [draw.normal(size=sample.shape).astype(np.float32) for sample in samples]
 
-    def run(mixture, rank: int):
-        hidden = paddle.to_tensor(samples[rank], stop_gradient=False)
-        output, routing = mixture(hidden)
+    def run(moe, rank: int):
+        hidden_states = paddle.to_tensor(samples[rank], stop_gradient=False)
+        output, routing = moe.run(hidden_states)
         (output * paddle.to_tensor(weights[rank])).sum().backward()
-        return output, hidden.grad, routing.load
+        return output, hidden_states.grad, routing.tokens_per_expert
 
     runs = [run(alone, rank) for rank in range(mesh.world_size)]
     own = run(spread, mesh.rank)
-    key = f"mixture/{case}/{skew}"
-    for what, got, wanted in zip(("output", "input_gradient", "load"), own, runs[mesh.rank], strict=True):
+    key = f"layer/{case}/{skew}"
+    names = ("output", "input_gradient", "tokens_per_expert")
+    for what, got, wanted in zip(names, own, runs[mesh.rank], strict=True):
         found[f"{key}/{what}/spread"], found[f"{key}/{what}/alone"] = got.numpy(), wanted.numpy()
     path = "language.model.layers.1.mlp."
     average_gradients(named(spread, path), mesh.world_size, mesh)
@@ -92,7 +95,7 @@ def one_mixture(mesh, found: dict, case: str, skew: str) -> None:
         grad = wanted[name].grad
         reference = np.zeros(parameter.shape, np.float32) if grad is None else grad.numpy() / mesh.world_size
         found[f"{key}/{name}/spread"], found[f"{key}/{name}/alone"] = parameter.grad.numpy(), reference
-    found[f"{key}/arrived"] = sum(run_load[2].numpy() for run_load in runs)[mesh.experts(experts)]
+    found[f"{key}/arrived"] = sum(counts.numpy() for *_, counts in runs)[mesh.experts(experts)]
 
 
 def models(mesh, found: dict) -> None:
@@ -107,10 +110,11 @@ def one_model(mesh, found: dict, case: str, seq_aux: bool) -> None:
     draw = np.random.default_rng(3)
     rows = draw.integers(3, 400, [mesh.world_size, 24])
 
-    def prepare(dispatcher):
-        model = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32", dispatcher=dispatcher)
-        model.config.language_config.seq_aux = seq_aux
-        model.config.language_config.aux_loss_alpha = 0.5
+    def prepare(dispatcher, all_reduce):
+        balance = BalanceLosses({"sequence" if seq_aux else "expert": 0.5}, all_reduce=all_reduce)
+        model = DeepseekVLV2ForCausalLM.from_pretrained(
+            GOLDEN / case, "float32", dispatcher=dispatcher, balance=balance
+        )
         model.train()
         return model
 
@@ -118,14 +122,13 @@ def one_model(mesh, found: dict, case: str, seq_aux: bool) -> None:
         ids = paddle.to_tensor(ids)
         output = model(input_ids=ids, labels=ids)
         (output.loss * share).backward()
-        loads = RouterLoads()
-        loads.add(output.routings, paddle.ones_like(ids))
-        return output, loads
+        statistics = RouterStatistics()
+        statistics.add(output.routings, paddle.ones_like(ids))
+        return output, statistics
 
-    alone, spread = prepare(None), prepare(ExchangingDispatcher(mesh, experts))
-    spread.batch_total = sum_tensor
-    wanted, wanted_loads = step(alone, rows, 1.0)
-    got, loads = step(spread, rows[mesh.rank : mesh.rank + 1], 1.0)
+    alone, spread = prepare(None, None), prepare(AllToAllTokenDispatcher(mesh, experts), sum_tensor)
+    wanted, wanted_statistics = step(alone, rows, 1.0)
+    got, statistics = step(spread, rows[mesh.rank : mesh.rank + 1], 1.0)
     key = f"model/{case}/{'sequence' if seq_aux else 'expert'}"
     for what in ("loss", "aux_loss"):
         found[f"{key}/{what}/spread"] = (sum_tensor(getattr(got, what)) / mesh.world_size).numpy()
@@ -139,16 +142,14 @@ def one_model(mesh, found: dict, case: str, seq_aux: bool) -> None:
         if not name.startswith("vision."):  # texts only: no gradient
             found[f"{key}/{name}/spread"] = parameter.grad.numpy()
             found[f"{key}/{name}/alone"] = gradients[name].numpy()
-    loads.reduce()
-    found[f"{key}/loads/spread"], found[f"{key}/loads/alone"] = (
-        loads.loads.numpy(),
-        wanted_loads.loads.numpy(),
-    )
+    statistics.reduce(paddle.distributed.all_reduce)
+    of_each = (("spread", spread, statistics), ("alone", alone, wanted_statistics))
+    for kind, _, own in of_each:
+        found[f"{key}/tokens_per_expert/{kind}"] = own.tokens_per_expert.numpy()
     if case == "mla_noaux_tc":
-        for kind, model, own in (("spread", spread, loads), ("alone", alone, wanted_loads)):
-            update_bias(model, own.loads, 0.01)
-            layers = [layer.mlp for layer in model.language.model.layers if hasattr(layer.mlp, "gate")]
-            biases = [mixture.gate.e_score_correction_bias.numpy() for mixture in layers]
+        for kind, model, own in of_each:
+            update_bias(model, own.tokens_per_expert, 0.01)
+            biases = [gate.e_score_correction_bias.numpy() for gate in gates(model)]
             found[f"{key}/bias/{kind}"] = np.stack(biases)
 
 
@@ -156,7 +157,7 @@ def pictures_in_one_process(mesh, found: dict) -> None:
     """A frozen language model with recomputation, and a picture in the first process only: its gradient needs
     the experts of processes that have none of their own to compute."""
     case = "mla_greedy"
-    dispatcher = ExchangingDispatcher(mesh, config_of(case).language_config.n_routed_experts)
+    dispatcher = AllToAllTokenDispatcher(mesh, config_of(case).language_config.n_routed_experts)
     model = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32", dispatcher=dispatcher)
     alone = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32")
     draw = np.random.default_rng(4)
@@ -181,12 +182,12 @@ def pictures_in_one_process(mesh, found: dict) -> None:
 
 
 def answers(mesh, found: dict) -> None:
-    """Greedy answers of all processes together, by the replicated dispatcher."""
+    """Greedy answers of all processes together, each running its own experts."""
     if mesh.world_size != mesh.degree:
         return
     ids = paddle.to_tensor([list(range(3, 23))])
     for case in CASES:
-        dispatcher = ReplicatedDispatcher(mesh, config_of(case).language_config.n_routed_experts)
+        dispatcher = AllReduceTokenDispatcher(mesh, config_of(case).language_config.n_routed_experts)
         model = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32", dispatcher=dispatcher)
         alone = DeepseekVLV2ForCausalLM.from_pretrained(GOLDEN / case, "float32")
         for kind, answering in (("spread", model), ("alone", alone)):
@@ -200,15 +201,15 @@ def answers(mesh, found: dict) -> None:
 def checkpoints(mesh, folder: Path) -> None:
     """Published layout, read and written by all processes; shards of a few experts."""
     model = DeepseekVLV2ForCausalLM.from_pretrained(
-        GOLDEN / "mla_noaux_tc", "float32", dispatcher=ExchangingDispatcher(mesh, NUM_EXPERTS)
+        GOLDEN / "mla_noaux_tc", "float32", dispatcher=AllToAllTokenDispatcher(mesh, NUM_EXPERTS)
     )
-    model.save_pretrained(folder / "saved", writers=mesh.writers(NUM_EXPERTS), max_shard_bytes=100_000)
+    model.save_pretrained(folder / "saved", shard_plan=mesh.shard_plan(NUM_EXPERTS), max_shard_bytes=100_000)
 
 
 def read_again(found: dict, saved: Path) -> None:
     """What other processes, as many as the degree, have saved: each takes its share of it."""
     mesh = make_mesh(distributed.get_world_size())
-    dispatcher = ExchangingDispatcher(mesh, NUM_EXPERTS)
+    dispatcher = AllToAllTokenDispatcher(mesh, NUM_EXPERTS)
     model = DeepseekVLV2ForCausalLM.from_pretrained(saved, "float32", dispatcher=dispatcher)
     for name, parameter in named(model):
         found[f"read/{name}"] = parameter.numpy()
@@ -231,7 +232,7 @@ def copy_checkpoint(recipe: str, source: Path, target: Path, degree: int) -> Non
 
 
 def train(folder: Path, recipe: str, name: str, resume_from: Path | None = None, **changes) -> None:
-    """A run into ``folder / name``; it goes on from a copy of a checkpoint where one is named."""
+    """A run into ``folder / name``; it resumes from a copy of a checkpoint where one is named."""
     if resume_from and distributed.get_rank() == 0:
         shutil.copytree(resume_from, folder / name / resume_from.name)
     distributed.barrier()
@@ -267,7 +268,7 @@ def example(folder: Path) -> None:
     for name, more in (
         ("greedy", []),
         ("sampled", ["--temperature", "1.5"]),
-        ("refused", ["--engine", "native"]),
+        ("refused", ["--backend", "cpu_kernels"]),
     ):
         with (
             open(folder / f"{name}{distributed.get_rank()}.out", "w") as out,
@@ -284,7 +285,7 @@ def main(folder: Path, recipe: str, alone: Path, saved: Path | None = None) -> N
     distributed.init_parallel_env()
     mesh = make_mesh(DEGREE)
     found: dict[str, np.ndarray] = {}
-    for part in (mixtures, models, pictures_in_one_process, answers):
+    for part in (layers, models, pictures_in_one_process, answers):
         part(mesh, found)
     checkpoints(mesh, folder)
     if saved:
@@ -299,4 +300,4 @@ def main(folder: Path, recipe: str, alone: Path, saved: Path | None = None) -> N
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:]))
-    os._exit(0)  # as examples/processes.py ends its programs
+    os._exit(0)  # as paddlemix_vl2.cli.processes ends a program

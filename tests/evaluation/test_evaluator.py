@@ -6,13 +6,13 @@ from pathlib import Path
 import paddle
 import pytest
 
+from paddlemix_vl2.data.records import open_records
+from paddlemix_vl2.evaluation.answering import answer_missing
 from paddlemix_vl2.evaluation.evaluator import Benchmark, load_processor, summarize, to_markdown
 from paddlemix_vl2.evaluation.journal import Journal
 from paddlemix_vl2.evaluation.questions import QuestionFile
-from paddlemix_vl2.evaluation.records import open_records
-from paddlemix_vl2.evaluation.runs import answer_missing
 from paddlemix_vl2.evaluation.tasks import TASKS
-from paddlemix_vl2.generation.batched import BatchLimits
+from paddlemix_vl2.generation.batched import GenerationLimits
 
 RED = Path(__file__).resolve().parents[2] / "examples" / "images" / "drawn" / "red_circle.png"
 
@@ -25,7 +25,7 @@ def evaluate(processor, tmp_path):
         benchmark = Benchmark(QuestionFile(open_records(file), TASKS[task]))
         journal = Journal(tmp_path / "out.jsonl", {"task": task}, len(benchmark))
         try:
-            list(answer_missing(model, processor, benchmark, journal, BatchLimits(80, size)))
+            list(answer_missing(model, processor, benchmark, journal, GenerationLimits(80, size)))
         finally:
             journal.close()
         return journal.finish()

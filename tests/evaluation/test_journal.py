@@ -1,4 +1,4 @@
-"""Runs that are interrupted, gone on with, changed, begun anew."""
+"""Runs that are interrupted, resumed, changed, started over."""
 
 import json
 
@@ -105,6 +105,21 @@ def test_a_file_of_someone_else_is_not_overwritten(output):
         Journal(output, RUN, 1)
     with pytest.raises(ValueError, match="is a folder; name a file in it"):
         Journal(output.parent, RUN, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"), [("mine", "not valid JSON"), ("[1]", "holds a JSON list; it must be an object")]
+)
+def test_an_output_that_was_changed_is_one_line(output, line, message):
+    journal = Journal(output, RUN, 2)
+    for number in range(2):
+        journal.write(number, {"answer": "a"})
+    journal.finish()
+    output.write_text('{"answer": "a"}\n' + line + "\n")
+    with pytest.raises(ValueError) as caught:
+        Journal(output, RUN, 2)
+    assert str(caught.value).startswith(f"{output}:2: {message}")
+    assert str(caught.value).endswith("; --restart begins anew")
 
 
 def test_a_lone_surrogate_does_not_end_a_run(output):

@@ -7,8 +7,8 @@ import json
 import pytest
 from PIL import Image
 
+from paddlemix_vl2.data.records import open_records
 from paddlemix_vl2.evaluation.questions import QuestionFile
-from paddlemix_vl2.evaluation.records import open_records
 from paddlemix_vl2.evaluation.tasks import TASKS
 
 

@@ -8,7 +8,7 @@ import pytest
 from paddlemix_vl2.evaluation.questions import Question
 from paddlemix_vl2.evaluation.tasks import METRICS, TASKS, build_prompt, find_task, score_answer
 from paddlemix_vl2.generation.decoding import check_lengths
-from paddlemix_vl2.image_layout import num_image_tokens
+from paddlemix_vl2.layouts.tiles import num_image_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = {"A": "a cat", "B": "a dog"}

@@ -7,7 +7,7 @@ from PIL import Image
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
 from paddlemix_vl2.demo.samples import make_question
 from paddlemix_vl2.figures import router, router_figure
-from paddlemix_vl2.image_layout import image_token_sources
+from paddlemix_vl2.layouts.tiles import image_token_sources
 
 
 def test_the_first_expert_has_the_largest_weight():
@@ -52,30 +52,27 @@ def test_letters_without_a_font_are_named():
 @pytest.fixture(scope="module")
 def demo(golden):
     folder = golden.parents[1] / "paddlemix_vl2" / "demo" / "checkpoint"
-    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, engine="eager")
+    model = DeepseekVLV2ForCausalLM.from_pretrained(folder, backend="paddle")
     return model, DeepseekVLV2Processor.from_pretrained(folder)
 
 
 def test_a_reading_is_of_the_models_own_routing(demo):
-    """Against the routers of a whole forward pass: loads, first experts, which tokens are the picture's."""
+    """Against the routings of a whole forward pass: shares, first experts, which tokens are the picture's."""
     model, processor = demo
     (picture,), _ = make_question("describe", "test", 0, "en")
     messages = [{"role": "user", "content": "<image>\nWhat is this?", "images": [picture]}]
     batch = processor.batchify([processor.process_one(messages)])
     layers, layer = router.choose_layer(model.config.language_config, None)
     reading = router.read_router(model, batch, layers, layer)
-    seen = []
-    gates = [model.language.model.layers[index].mlp.gate for index in layers]
-    hooks = [gate.register_forward_post_hook(lambda gate, inputs, out: seen.append(out)) for gate in gates]
-    model(**batch)
-    for hook in hooks:
-        hook.remove()
+    routings = model(**batch).routings
+    assert len(routings) == len(layers)
     num_experts = model.config.language_config.n_routed_experts
-    counts = np.stack([np.bincount(out.experts.numpy().ravel(), minlength=num_experts) for out in seen])
-    np.testing.assert_allclose(reading.load, counts / counts.sum(axis=1, keepdims=True), atol=1e-6)
-    chosen = seen[layers.index(layer)]
-    best = chosen.weights.numpy().argmax(axis=1)
-    assert reading.firsts.tolist() == chosen.experts.numpy()[np.arange(len(best)), best].tolist()
+    choices = [routing.topk_idx.numpy().ravel() for routing in routings]
+    counts = np.stack([np.bincount(chosen, minlength=num_experts) for chosen in choices])
+    np.testing.assert_allclose(reading.expert_share, counts / counts.sum(axis=1, keepdims=True), atol=1e-6)
+    shown = routings[layers.index(layer)]
+    best = shown.topk_weight.numpy().argmax(axis=1)
+    assert reading.firsts.tolist() == shown.topk_idx.numpy()[np.arange(len(best)), best].tolist()
     assert reading.is_image.tolist() == batch["images_seq_mask"][0].tolist()
 
 

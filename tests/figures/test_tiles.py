@@ -5,8 +5,8 @@ import pytest
 
 from paddlemix_vl2.figures.picture import to_picture
 from paddlemix_vl2.figures.router_figure import PictureViews
-from paddlemix_vl2.figures.tiles import draw_tokens, draw_views, token_kinds
-from paddlemix_vl2.image_layout import num_image_tokens
+from paddlemix_vl2.figures.tiles import plot_tokens, plot_views, token_kinds
+from paddlemix_vl2.layouts.tiles import num_image_tokens
 
 
 def test_the_tokens_of_two_tiles_by_hand():
@@ -23,8 +23,8 @@ def test_every_tile_has_its_features(grid):
     assert counts[1] == 196 and counts[3] == 1 and counts[4:].tolist() == [196] * (grid[0] * grid[1])
 
 
-def test_figures_are_drawn_at_the_width_that_is_asked_for():
+def test_figures_are_rendered_at_the_width_that_is_asked_for():
     pixels = np.random.default_rng(0).integers(0, 256, [3, 12, 12, 3], np.uint8)
-    for figure in (draw_views(PictureViews(pixels, (1, 2), 3, 4)), draw_tokens((1, 2), 3)):
+    for figure in (plot_views(PictureViews(pixels, (1, 2), 3, 4)), plot_tokens((1, 2), 3)):
         picture = to_picture(figure, width=500)
         assert picture.width == 500 and len(picture.getcolors(maxcolors=1 << 20)) > 5

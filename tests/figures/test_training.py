@@ -11,12 +11,12 @@ from paddlemix_vl2.figures.picture import to_picture
 
 
 def record(step: int, loss: float = 1.0, **others) -> dict:
-    """What the trainer logs in a step of training: two mixture layers of four experts."""
+    """What the trainer logs in a step of training: two MoE layers of four experts."""
     router = {
         "max_vio": 0.5,
         "entropy": 1.2,
         "max_vio_per_layer": [0.4, 0.6],
-        "load_per_layer": [[0.25] * 4, [0.4, 0.2, 0.2, 0.2]],
+        "expert_share_per_layer": [[0.25] * 4, [0.4, 0.2, 0.2, 0.2]],
     }
     speed = {"learning_rate": 1e-3, "grad_norm": 0.7, "tokens_per_second": 1000.0}
     return {"loss": loss, **speed, **router, **others, "global_step": step}
@@ -78,20 +78,30 @@ def test_equal_names_become_paths(run_folder):
 def test_the_figure_holds_the_points(run_folder):
     first = run_folder("first", record(10, 3.0), record(20, 2.0), {"eval_loss": 2.5, "global_step": 20})
     second = run_folder("second", record(10, 1.0), record(20, 0.5))
-    top = training.draw(training.join_stages([first, second])).axes[0]
-    drawn = [np.stack(line.get_data()).tolist() for line in top.get_lines()]
+    top = training.plot_training(training.join_stages([first, second])).axes[0]
+    plotted = [np.stack(line.get_data()).tolist() for line in top.get_lines()]
     for points in ([[10, 20], [3.0, 2.0]], [[20], [2.5]], [[30, 40], [1.0, 0.5]]):
-        assert points in drawn
+        assert points in plotted
     assert {text.get_text() for text in top.texts} == {"first", "second"}
 
 
-def test_stages_without_some_records_are_drawn(run_folder):
+@pytest.mark.parametrize("name", ["expert_share_per_layer", "load_per_layer"])
+def test_the_entropy_of_even_scores_is_marked(run_folder, name):
+    """Also in logs of earlier releases, where the shares have another name."""
+    line = record(10)
+    line[name] = line.pop("expert_share_per_layer")
+    axes = training.plot_training(training.join_stages([run_folder("run", line)])).axes
+    lines = [one.get_ydata() for panel in axes for one in panel.get_lines() if one.get_linestyle() == ":"]
+    assert [np.log(4)] * 2 in [list(values) for values in lines]
+
+
+def test_stages_without_some_records_are_plotted(run_folder):
     first = run_folder("first", record(10, 3.0), record(20, float("nan")))
     dense = run_folder("dense", {"loss": 1.0, "learning_rate": 0.1, "global_step": 1})
     bare = run_folder("bare", {"loss": 1.0, "global_step": 1})
     for folders in ([first, dense], [bare]):
-        drawn = to_picture(training.draw(training.join_stages(folders)))
-        assert len(drawn.convert("L").getcolors()) > 20
+        picture = to_picture(training.plot_training(training.join_stages(folders)))
+        assert len(picture.convert("L").getcolors()) > 20
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,7 @@ def test_stages_without_some_records_are_drawn(run_folder):
         ([{"eval_loss": 1.0, "global_step": 3}], "holds no training step yet"),
         ([record(1), '{"loss": 1.0, "glo'], "metrics.jsonl, line 2: not valid JSON"),
         ([record(1), ""], "line 2: not valid JSON"),
-        (["[1]"], "line 1: not an object with a whole number global_step"),
+        (["[1]"], "line 1: holds a JSON list; it must be an object"),
         (['{"loss": 1.0}'], "line 1: not an object with a whole number global_step"),
         ([record(1, loss="low")], "line 1: loss is 'low', not a number"),
     ],

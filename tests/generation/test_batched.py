@@ -7,7 +7,7 @@ import paddle
 import pytest
 
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM, DeepseekVLV2Processor
-from paddlemix_vl2.generation.batched import BatchLimits, answer_conversations, form_batches
+from paddlemix_vl2.generation.batched import GenerationLimits, answer_conversations, form_batches
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "paddlemix_vl2" / "demo" / "checkpoint"
@@ -22,7 +22,7 @@ def processor():
 @pytest.fixture(scope="module")
 def model():
     # float32: equality of batch and single answers is of the arithmetic, not of a rounding to 16 bits.
-    return DeepseekVLV2ForCausalLM.from_pretrained(CHECKPOINT, dtype="float32", engine="eager")
+    return DeepseekVLV2ForCausalLM.from_pretrained(CHECKPOINT, dtype="float32", backend="paddle")
 
 
 def ask(text, *pictures):
@@ -45,8 +45,9 @@ def in_order(answers):
     return [answer for _, answer in sorted((answer.number, answer) for answer in answers)]
 
 
+@pytest.mark.slow
 def test_answers_in_batches_are_those_of_each_conversation_alone(model, processor):
-    limits = BatchLimits(max_new_tokens=12, batch_size=3)
+    limits = GenerationLimits(max_new_tokens=12, batch_size=3)
     answers = in_order(answer_conversations(model, processor, enumerate(CONVERSATIONS), limits))
     alone = []
     for conversation in CONVERSATIONS:
@@ -79,7 +80,7 @@ def test_each_answer_belongs_to_its_question_whatever_the_batches(processor):
     expected = [str(len(processor.process_one(question).input_ids)) for question in questions]
     for size in (1, 3, 50):
         model = Counting(processor)
-        limits = BatchLimits(max_new_tokens=5, batch_size=size)
+        limits = GenerationLimits(max_new_tokens=5, batch_size=size)
         answers = in_order(answer_conversations(model, processor, enumerate(questions), limits))
         assert [answer.number for answer in answers] == list(range(50))
         assert [answer.text.replace(" ", "") for answer in answers] == expected
@@ -95,7 +96,7 @@ def test_conversations_are_taken_a_window_at_a_time(processor):
             yield number, ask(f"red {number}")
 
     answers = answer_conversations(
-        Counting(processor), processor, conversations(), BatchLimits(5, batch_size=2)
+        Counting(processor), processor, conversations(), GenerationLimits(5, batch_size=2)
     )
     next(answers)
     assert len(taken) == 8  # four batches of two
@@ -112,7 +113,7 @@ def test_what_cannot_be_asked_has_an_error_and_the_others_an_answer(processor):
         [],
         ask("blue"),
     ]
-    limits = BatchLimits(max_new_tokens=20, max_length=200)
+    limits = GenerationLimits(max_new_tokens=20, max_length=200)
     answers = in_order(answer_conversations(Counting(processor), processor, enumerate(conversations), limits))
     assert [answer.error is None for answer in answers] == [True, False, False, False, False, False, True]
     assert [answer.text is None for answer in answers] == [False, True, True, True, True, True, False]
@@ -125,9 +126,9 @@ def test_what_cannot_be_asked_has_an_error_and_the_others_an_answer(processor):
 
 def test_numbers_need_not_be_in_a_row(processor):
     asked = [(7, ask("red")), (3, ask("blue red green"))]
-    answers = answer_conversations(Counting(processor), processor, asked, BatchLimits(5))
+    answers = answer_conversations(Counting(processor), processor, asked, GenerationLimits(5))
     assert {answer.number for answer in answers} == {3, 7}
-    assert list(answer_conversations(Counting(processor), processor, [], BatchLimits(5))) == []
+    assert list(answer_conversations(Counting(processor), processor, [], GenerationLimits(5))) == []
 
 
 @pytest.mark.parametrize(
@@ -147,10 +148,10 @@ def test_numbers_need_not_be_in_a_row(processor):
     ],
 )
 def test_batches_keep_to_their_limits(lengths, limits, batches):
-    assert form_batches(lengths, BatchLimits(max_new_tokens=10, **limits)) == batches
+    assert form_batches(lengths, GenerationLimits(max_new_tokens=10, **limits)) == batches
 
 
 @pytest.mark.parametrize("name", ["max_new_tokens", "batch_size", "batch_tokens"])
 def test_limits_below_one_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1"):
-        BatchLimits(**{name: 0})
+        GenerationLimits(**{name: 0})

@@ -1,4 +1,4 @@
-"""The decode loop on a scripted model that knows nothing but the two methods."""
+"""The decode loop on a scripted model that has the two methods only."""
 
 from types import SimpleNamespace
 
@@ -109,7 +109,7 @@ def test_sampling_is_reproducible_by_seed():
 
 
 def test_repetition_penalty_leaves_padding_and_image_positions_out():
-    """Token 7 stands in the prompt: at a text position the penalty brings its logit 3 down to 0.3, below the
+    """Token 7 is in the prompt: at a text position the penalty brings its logit 3 down to 0.3, below the
     1 of token 8; at an image or padding position it keeps its lead."""
 
     class TwoChoices(ScriptedModel):
@@ -128,7 +128,7 @@ def test_repetition_penalty_leaves_padding_and_image_positions_out():
     assert first_token(images_seq_mask=paddle.to_tensor([[True, False]])) == 7
 
 
-def test_too_long_is_refused_with_all_numbers():
+def test_more_positions_than_there_are_is_refused_with_all_numbers():
     numbers = r"3 tokens and max_new_tokens is 98, together 101, .* 100 positions"
     with pytest.raises(ValueError, match=numbers):
         generate(ScriptedModel([[7]]), PROMPT[:1], max_new_tokens=98)

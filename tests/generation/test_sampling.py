@@ -36,7 +36,7 @@ def processed_distribution(logits, temperature=1.0, top_k=0, top_p=1.0):
 
 
 def draw_many(logits, steps, rows, **parameters):
-    """Many independent draws from one row of logits [V]: ids and log-probabilities, both [rows * steps]."""
+    """Many independent samples from one row of logits [V]: ids and log-probabilities, both [rows * steps]."""
     sampler = Sampler(SamplingParameters(do_sample=True, **parameters), rows)
     tiled = paddle.to_tensor(np.tile(logits, (rows, 1)))
     draws = [sampler.next_token(tiled) for _ in range(steps)]

@@ -5,11 +5,11 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix_vl2.models.attention import DeepseekV2Attention
-from paddlemix_vl2.models.cache import ModelCache
-from paddlemix_vl2.models.dot_product import Visibility
-from paddlemix_vl2.models.language import DeepseekV2Model, cached_visibility, positions_from_mask
-from paddlemix_vl2.models.rope import RotaryEmbedding
+from paddlemix_vl2.models.decoder import DeepseekV2Model
+from paddlemix_vl2.models.layers.attention import DeepseekV2Attention
+from paddlemix_vl2.models.layers.attention_mask import DecodeMask, PaddedMask, cache_mask, padding_mask
+from paddlemix_vl2.models.layers.execution import ExecutionConfig
+from paddlemix_vl2.models.layers.kv_cache import ModelCache
 
 CASES = ["mha_greedy", "mla_greedy", "mla_group_limited_yarn", "mla_noaux_tc_groups"]
 # float32 sums over other lengths and block bounds; logits are of order 1.
@@ -26,6 +26,7 @@ def alone(prompt_batch):
     return {**row, "images": row["images"][:, :3], "images_spatial_crop": row["images_spatial_crop"][:, :1]}
 
 
+@pytest.mark.slow
 @paddle.no_grad()
 @pytest.mark.parametrize("case", CASES)
 def test_alone_equals_padded_batch(case, golden_model, prompt_batch, alone):
@@ -42,6 +43,7 @@ def test_answer_alone_equals_answer_in_batch(case, golden_model, expected, alone
     assert np.array_equal(ids[0].numpy(), expected(case)["greedy_tokens"][0])
 
 
+@pytest.mark.slow
 @paddle.no_grad()
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("chunk_size", [None, 1000, 257])
@@ -66,7 +68,8 @@ def test_cached_equals_uncached(case, chunk_size, golden_model, prompt_batch):
 @paddle.no_grad()
 def test_forward_continues_a_cache(golden_model, prompt_batch):
     model = golden_model("mla_greedy")
-    cache = model.new_cache(prompt_batch["attention_mask"], capacity=1060)
+    padding = (prompt_batch["attention_mask"] == 0).sum(axis=1).tolist()
+    cache = model.new_cache(padding, prompt_length=1058, capacity=1060)
     first = model(**prompt_batch, past_key_values=cache)
     assert first.past_key_values is cache and cache.length == 1058
     tokens = paddle.to_tensor([[5], [6]])
@@ -79,33 +82,28 @@ def test_forward_continues_a_cache(golden_model, prompt_batch):
 @pytest.mark.parametrize("q_lora_rank", [None, 24])
 def test_expanded_equals_absorbed_attention(q_lora_rank, language_config):
     config = language_config(q_lora_rank=q_lora_rank)
-    rotary = RotaryEmbedding(config.qk_rope_head_dim, config)
-    attention, heads = DeepseekV2Attention(config, rotary), config.num_attention_heads
-    hidden = paddle.randn([2, 9, config.hidden_size])
-    mask = paddle.to_tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [1] * 9])
-    cache = ModelCache(config, mask, capacity=12)
+    attention = DeepseekV2Attention(config, 0)
+    hidden_states, padding = paddle.randn([2, 9, config.hidden_size]), [3, 0]
+    cache = ModelCache(config, padding, prompt_length=9, capacity=12)
     positions = cache.next_positions(9)
-    whole = attention(hidden, rotary.lookup(positions, 9, heads), Visibility(key_mask=mask.astype("bool")))
-    first_eight = rotary.lookup(positions[:, :8], 8, heads)
-    attention(hidden[:, :8], first_eight, Visibility(key_mask=cache.key_mask), cache.layers[0])
+    whole, *_ = attention(hidden_states, PaddedMask(padding_mask(padding, 9).key_mask), positions)
+    attention(hidden_states[:, :8], PaddedMask(cache.key_mask), positions[:, :8], cache.layers[0])
     cache.length = 8
-    visibility = cached_visibility(cache, 1)
-    assert visibility.step_bias is not None, "a single position on a filled cache takes the absorbed path"
-    absorbed = attention(
-        hidden[:, 8:], rotary.lookup(positions[:, 8:], 9, heads), visibility, cache.layers[0]
-    )
+    mask = cache_mask(cache, 1)
+    assert isinstance(mask, DecodeMask), "a single position on a filled cache takes the absorbed path"
+    absorbed, *_ = attention(hidden_states[:, 8:], mask, positions[:, 8:], cache.layers[0])
     assert float((absorbed - whole[:, 8:]).abs().max()) < 1e-5
 
 
 @paddle.no_grad()
-def test_tiles_per_pass_do_not_matter(golden_model, recorded_batch, monkeypatch):
+def test_views_per_pass_do_not_matter(golden_model, recorded_batch, monkeypatch):
     model = golden_model("mla_greedy")
-    tiles = recorded_batch["images"][1, :5]
-    by_default = model.encode_tiles(tiles)
-    monkeypatch.setattr(model, "max_tiles_per_pass", 16)
-    at_once = model.encode_tiles(tiles)
-    monkeypatch.setattr(model, "max_tiles_per_pass", 3)
-    in_passes = model.encode_tiles(tiles)
+    views = recorded_batch["images"][1, :5]
+    by_default = model.encode_views(views)
+    monkeypatch.setattr(model, "max_views_per_pass", 16)
+    at_once = model.encode_views(views)
+    monkeypatch.setattr(model, "max_views_per_pass", 3)
+    in_passes = model.encode_views(views)
     assert float((at_once - by_default).abs().max()) < 1e-5
     assert float((at_once - in_passes).abs().max()) < 1e-5
 
@@ -115,11 +113,31 @@ def test_chunks_agree_under_dynamic_scaling(language_config):
     """The base depends on the length in use: every chunk must take that of the whole prompt."""
     config = language_config(rope_scaling={"type": "dynamic", "factor": 4.0}, max_position_embeddings=16)
     model = DeepseekV2Model(config)
-    embeddings, mask = paddle.randn([1, 40, config.hidden_size]), paddle.ones([1, 40], "int64")
-    whole = model(embeddings, positions_from_mask(mask)).hidden
-    cache = ModelCache(config, mask, capacity=40)
+    embeddings = paddle.randn([1, 40, config.hidden_size])
+    whole = model(embeddings, paddle.arange(40).unsqueeze(0)).last_hidden_state
+    cache = ModelCache(config, [0], prompt_length=40, capacity=40)
     chunks = [
-        model(embeddings[:, first : first + 8], cache.next_positions(8), cache=cache).hidden
+        model(
+            embeddings[:, first : first + 8], cache.next_positions(8), past_key_values=cache
+        ).last_hidden_state
         for first in range(0, 40, 8)
     ]
     assert float((paddle.concat(chunks, axis=1) - whole).abs().max()) < CLOSE
+
+
+@pytest.mark.slow
+@paddle.no_grad()
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("chunk_size", [None, 257])
+def test_fused_attention_equals_blocks(case, chunk_size, golden_model, golden, prompt_batch):
+    """A model made for a GPU's fused attention, which the CPU computes plainly: padded prompts and steps."""
+    plain = golden_model(case)
+    fused = type(plain)(plain.config, ExecutionConfig(fused_attention=True))
+    fused.load_weights(golden / case)
+    fused.eval()
+    assert float((fused(**prompt_batch).logits - plain(**prompt_batch).logits).abs().max()) < CLOSE
+    tokens, logits = paddle.to_tensor([[7], [21]]), []
+    for model in (plain, fused):
+        prompt, cache = model.prefill(prompt_batch, prompt_batch["input_ids"].shape[1] + 2, chunk_size)
+        logits.append(paddle.stack([prompt, model.decode_step(tokens, cache)]))
+    assert float((logits[0] - logits[1]).abs().max()) < CLOSE

@@ -50,11 +50,12 @@ def test_logits_hidden_states_and_loss(case, golden_model, expected, recorded_ba
     want = expected(case)
     output = golden_model(case)(**recorded_batch, output_hidden_states=True)
     assert largest_difference(output.logits[:, -16:], want["logits_last16"]) < 1e-4
-    means = paddle.stack([hidden[:, -400:].mean(axis=1) for hidden in output.hidden_states])
+    means = paddle.stack([state[:, -400:].mean(axis=1) for state in output.hidden_states])
     assert largest_difference(means, want["hidden_last_mean"]) < 1e-5
     assert abs(float(output.loss) - float(want["loss"][0])) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 300])
 def test_greedy_answers(case, chunk_size, golden_model, expected, prompt_batch):
     ids, _ = golden_model(case).generate(
@@ -67,7 +68,7 @@ def test_gradients(case, golden_model, expected, recorded_batch):
     want = expected(case)
     if case not in TRAINABLE_CASES:
         assert not want["grad_norms"], (
-            "the published code cannot train noaux_tc; see test_moe for its gradients"
+            "the published code cannot train noaux_tc; see moe/test_layer.py for its gradients"
         )
         return
     model = golden_model(case)

@@ -6,9 +6,13 @@ import paddle
 import pytest
 
 from paddlemix_vl2 import device
-from paddlemix_vl2.models import dot_product
-from paddlemix_vl2.models.dot_product import Visibility
-from paddlemix_vl2.models.vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models.families.deepseek_vl2 import DeepseekVLV2ForCausalLM
+from paddlemix_vl2.models.layers.attention_mask import padding_mask
+from paddlemix_vl2.models.layers.attention_ops import (
+    blocked_causal_attention,
+    dense_mask,
+    fused_causal_attention,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,12 +35,11 @@ def test_fused_attention_equals_blocks(start, padded, value_dim):
     paddle.seed(0)
     queries, keys = paddle.randn([2, 300 - start, 4, 192]), paddle.randn([2, 300, 4, 192])
     values = paddle.randn([2, 300, 4, value_dim])
-    mask = paddle.ones([2, 300], "bool")
-    mask[0, :40] = False
-    visibility = Visibility(start, mask, 40 - start) if padded else Visibility(start)
-    blocks = dot_product._blocked_attention(queries, keys, values, visibility, 0.07)
-    wide = [x.astype("bfloat16") for x in (queries, keys, values)]
-    fused = dot_product._fused_attention(*wide, visibility, 0.07).astype("float32")
+    mask = padding_mask([40, 0] if padded else [0, 0], 300 - start, start)
+    blocks = blocked_causal_attention(queries, keys, values, mask, 0.07)
+    narrow = [x.astype("bfloat16") for x in (queries, keys, values)]
+    dense = dense_mask(mask, 2, 300 - start, 300, paddle.bfloat16)
+    fused = fused_causal_attention(*narrow, dense, 0.07).astype("float32")
     # bfloat16 keeps eight bits: averages of values of order 1 are off by a few hundredths at most.
     assert float((fused - blocks).abs()[:, 40:].max()) < 0.05
     assert bool(paddle.isfinite(fused).all())

@@ -4,9 +4,10 @@ import numpy as np
 import paddle
 import pytest
 
-from paddlemix_vl2 import device
-from paddlemix_vl2.models.dot_product import segment_visibility
-from paddlemix_vl2.models.language import segment_positions
+from paddlemix_vl2.layouts.batch_plan import plan_segments
+from paddlemix_vl2.layouts.fusion_plan import plan_fusion
+from paddlemix_vl2.models.layers.attention_mask import segment_mask
+from paddlemix_vl2.models.layers.execution import ExecutionConfig
 
 CASES = ["mha_greedy", "mla_greedy", "mla_group_limited_yarn", "mla_noaux_tc"]
 
@@ -47,16 +48,12 @@ def packed(samples, padding: int) -> dict:
     return row
 
 
-def test_positions_begin_anew():
-    segment_ids = paddle.to_tensor([[0, 0, 1, 1, 1, 2], [1, 2, 2, 3, 3, 3]])
-    assert segment_positions(segment_ids).tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 2]]
-
-
 @pytest.mark.parametrize("first", [0, -1, 7])
-def test_every_piece_of_a_row_is_a_run(first, monkeypatch):
-    monkeypatch.setattr(device, "has_fused_attention", lambda: False)
-    segment_ids = paddle.to_tensor([[first, first, 1, 1, 1, 2], [1, 2, 2, 3, 3, 3]])
-    assert segment_visibility(segment_ids).runs == (2, 3, 1, 1, 2, 3)
+def test_every_piece_of_a_row_is_masked_by_itself(first):
+    """Whatever its number: a first one begins a sample too."""
+    plan = plan_segments(np.array([[first, first, 1, 1, 1, 2], [1, 2, 2, 3, 3, 3]]))
+    assert plan.position_ids.tolist() == [[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 2]]
+    assert segment_mask(plan.seqlens).seqlens == (2, 3, 1, 1, 2, 3)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -70,6 +67,7 @@ def test_a_packed_row_equals_its_samples_alone(case, golden_model, samples):
     assert float((logits - alone).abs().max()) < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_packed_losses_and_gradients_equal_unpacked(case, golden_model, samples):
     model = golden_model(case)
@@ -81,11 +79,35 @@ def test_packed_losses_and_gradients_equal_unpacked(case, golden_model, samples)
     assert float(output.loss) == pytest.approx(by_tokens, abs=1e-5)
     by_samples = np.mean([float(one.aux_loss) for one in losses])
     assert float(output.aux_loss) == pytest.approx(by_samples, rel=1e-5)
-    (output.loss - output.aux_loss).backward()  # the next-token loss alone: samples weigh by their tokens
+    output.next_token_loss.backward()  # alone: samples weigh by their tokens
     together = model.language.model.layers[0].self_attn.o_proj.weight.grad.numpy()
     model.clear_gradients()
-    total = sum((one.loss - one.aux_loss) * count for one, count in zip(losses, counts, strict=True))
+    total = sum(one.next_token_loss * count for one, count in zip(losses, counts, strict=True))
     (total / sum(counts)).backward()
     alone = model.language.model.layers[0].self_attn.o_proj.weight.grad.numpy()
     assert np.abs(together - alone).max() < 1e-5 * np.abs(alone).max() + 1e-8
     model.clear_gradients()
+
+
+@pytest.mark.slow
+@paddle.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_fused_attention_equals_blocks(case, golden_model, golden, samples):
+    """A model made for a GPU's fused attention, which the CPU computes plainly."""
+    plain, row = golden_model(case), packed(samples, padding=5)
+    fused = type(plain)(plain.config, ExecutionConfig(fused_attention=True))
+    fused.load_weights(golden / case)
+    fused.eval()
+    assert float((fused(**row).logits - plain(**row).logits)[0, 5:].abs().max()) < 1e-4
+
+
+def test_a_plan_of_the_host_is_what_the_model_would_read(golden_model, samples):
+    model, row = golden_model("mla_greedy"), packed(samples, padding=5)
+    crops, marks = row["images_spatial_crop"].numpy(), row["images_seq_mask"].numpy()
+    fusion = plan_fusion(model.layout, crops, marks, row["images"].shape[1])
+    plan = plan_segments(row["segment_ids"].numpy(), fusion, row["labels"].numpy())
+    model.train()
+    read, told = model(**row), model(**row, plan=plan)
+    assert float(read.loss) == float(told.loss) and float(read.aux_loss) == float(told.aux_loss)
+    del row["segment_ids"]
+    assert float(model(**row, plan=plan).loss) == float(told.loss), "the plan has all of it"

@@ -1,4 +1,4 @@
-"""Processors as published, made once."""
+"""Processors as published, made once; messages of a conversation."""
 
 import json
 
@@ -29,3 +29,16 @@ def processor(tokenizers, published_settings) -> DeepseekVLV2Processor:
 def small_processor(tokenizers) -> DeepseekVLV2Processor:
     """Tiles of 56 pixels that become 2 x 2 tokens: quick, and nothing may assume 384 and 14 x 14."""
     return DeepseekVLV2Processor(tokenizers["128k"], [(56, 56), (112, 56), (56, 112), (112, 112)])
+
+
+def user(content, *pictures, role="<|User|>"):
+    message = {"role": role, "content": content}
+    return {**message, "images": list(pictures)} if pictures else message
+
+
+def answer(content="", role="<|Assistant|>"):
+    return {"role": role, "content": content}
+
+
+def system(content):
+    return {"role": "system", "content": content}

@@ -1,71 +1,61 @@
-"""The template and every rule that a conversation can break."""
+"""Every rule that a conversation can break, and what can be made of one."""
 
 import pytest
 
-from paddlemix_vl2.processing.conversation import build_pieces
+from paddlemix_vl2.processing.conversation import Conversation, place_pictures
+from tests.processing.conftest import answer, system, user
 
 
-def user(content, *pictures, role="<|User|>"):
-    message = {"role": role, "content": content}
-    return {**message, "images": list(pictures)} if pictures else message
+def parse(conversation, images=None, inference_mode=True, system_prompt=""):
+    return Conversation.parse(conversation, images, inference_mode, system_prompt)
 
 
-def answer(content="", role="<|Assistant|>"):
-    return {"role": role, "content": content}
-
-
-def system(content):
-    return {"role": "system", "content": content}
-
-
-def pieces(conversation, pictures=None, inference_mode=True, system_prompt=""):
-    return build_pieces(conversation, pictures, "<image>", inference_mode, system_prompt)
-
-
-def test_template_by_hand():
-    got = pieces(
-        [system(" Be kind. "), user("\nHi "), answer(" Hello! "), user("Why?", role="user"), answer()]
-    )
-    assert [piece.text for piece in got] == [
-        "Be kind.",
-        "<|User|>: Hi\n\n<|Assistant|>:",
-        "Hello!",
-        "<|User|>: Why?\n\n<|Assistant|>:",
-        "",
+def test_messages_by_hand():
+    conversation = parse([system(" Be kind. "), user("\nHi <image>", "a"), answer(" Hello! ")])
+    assert [(m.role, m.content, m.place, m.images) for m in conversation.messages] == [
+        ("system", "Be kind.", "message 0 (system)", ()),
+        ("user", "Hi <image>", "message 1 (<|User|>)", ("a",)),
+        ("assistant", "Hello!", "message 2 (<|Assistant|>)", ()),
     ]
-    assert [piece.closed for piece in got] == [False, False, True, False, False]
-    assert [piece.is_answer for piece in got] == [False, False, True, False, True]
-
-
-def test_training_closes_the_last_answer():
-    assert [piece.closed for piece in pieces([user("Hi"), answer("Hello")], inference_mode=False)] == [
-        False,
-        True,
-    ]
-
-
-def test_begun_answer_is_left_open():
-    last = pieces([user("Hi"), answer("The")])[-1]
-    assert (last.text, last.closed) == ("The", False)
-
-
-def test_user_message_last_is_the_same_prompt_as_an_empty_answer():
-    with_answer = "".join(piece.text for piece in pieces([user("Hi"), answer()]))
-    assert "".join(piece.text for piece in pieces([user("Hi")])) == with_answer
+    assert conversation.inference_mode and conversation.has_system_message and conversation.num_turns == 1
 
 
 def test_system_prompt_is_a_first_system_message():
-    assert pieces([user("Hi")], system_prompt="Be kind.") == pieces([system("Be kind."), user("Hi")])
+    given, named = parse([user("Hi")], system_prompt="Be kind."), parse([system("Be kind."), user("Hi")])
+    assert [(m.role, m.content) for m in given.messages] == [(m.role, m.content) for m in named.messages]
+    assert parse([user("Hi")]).with_system_message("Be kind.") == given
 
 
 def test_pictures_named_in_messages():
-    got = pieces([user("<image> and <image>", "a", "b"), answer("Fine"), user("<image>?", "c"), answer()])
-    assert [piece.pictures for piece in got] == [["a", "b"], [], ["c"], []]
+    got = parse([user("<image> and <image>", "a", "b"), answer("Fine"), user("<image>?", "c"), answer()])
+    assert [message.images for message in got.messages] == [("a", "b"), (), ("c",), ()]
+    assert got.images == ["a", "b", "c"]
 
 
 def test_given_pictures_take_the_place_of_named_ones():
-    got = pieces([user("<image>", "a"), answer("Fine"), user("<image><image>", "b"), answer()], [1, 2, 3])
-    assert [piece.pictures for piece in got] == [[1], [], [2, 3], []]
+    got = parse([user("<image>", "a"), answer("Fine"), user("<image><image>", "b"), answer()], [1, 2, 3])
+    assert [message.images for message in got.messages] == [(1,), (), (2, 3), ()]
+
+
+def test_turns_are_dropped_from_the_end():
+    messages = [system("s"), user("<image>", "a"), answer("b"), user("<image>", "c"), answer("d")]
+    conversation = parse(messages, inference_mode=False)
+    assert conversation.num_turns == 2
+    first = conversation.drop_turns(1)
+    assert first.messages == conversation.messages[:3] and first.images == ["a"]
+    assert not first.inference_mode and conversation.drop_turns(0) == conversation
+
+
+def test_pictures_can_be_replaced():
+    conversation = parse([user("<image>", "a"), answer("Fine"), user("<image><image>", "b", "c")])
+    assert conversation.map_images(str.upper).images == ["A", "B", "C"]
+    assert conversation.images == ["a", "b", "c"]
+
+
+def test_pictures_stand_where_a_question_has_them_or_first():
+    assert place_pictures("Hi <image>", 1, "<image>") == "Hi <image>"
+    assert place_pictures("Hi", 0, "<image>") == "Hi"
+    assert place_pictures("Hi", 2, "<pic>") == "<pic>\n<pic>\nHi"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +91,7 @@ def test_given_pictures_take_the_place_of_named_ones():
 )
 def test_broken_rules(conversation, message):
     with pytest.raises(ValueError, match=message):
-        pieces(conversation)
+        parse(conversation)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +103,7 @@ def test_broken_rules(conversation, message):
 )
 def test_broken_rules_of_training(conversation, message):
     with pytest.raises(ValueError, match=message):
-        pieces(conversation, inference_mode=False)
+        parse(conversation, inference_mode=False)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +117,7 @@ def test_broken_rules_of_training(conversation, message):
 def test_count_mismatch_names_the_message(text, named, message):
     conversation = [user("Hi"), answer("Hello"), user(text, *named), answer()]
     with pytest.raises(ValueError, match=r"message 2 \(<\|User\|>\): " + message):
-        pieces(conversation)
+        parse(conversation)
 
 
 def test_count_mismatch_with_given_pictures():
@@ -136,13 +126,13 @@ def test_count_mismatch_with_given_pictures():
         r"has 3 <image> \(1 in message 0 \(<\|User\|>\), 2 in message 2 .*\) but images= holds 2 picture"
     )
     with pytest.raises(ValueError, match=expected):
-        pieces(conversation, ["a", "b"])
+        parse(conversation, ["a", "b"])
     with pytest.raises(ValueError, match=r"has 0 <image> \(in no message\) but images= holds 1 picture"):
-        pieces([user("Hi")], ["a"])
+        parse([user("Hi")], ["a"])
 
 
 def test_system_prompt_rules():
     with pytest.raises(ValueError, match=r"system_prompt is given and message 0 .*is a system message too"):
-        pieces([system("a"), user("Hi")], system_prompt="b")
+        parse([system("a"), user("Hi")], system_prompt="b")
     with pytest.raises(ValueError, match=r"system_prompt \(system\): has <image>"):
-        pieces([user("Hi")], system_prompt="<image>")
+        parse([user("Hi")], system_prompt="<image>")

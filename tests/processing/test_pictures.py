@@ -11,7 +11,15 @@ import pytest
 from PIL import Image, ImageFile, ImageOps
 
 from paddlemix_vl2.processing import open_picture
-from paddlemix_vl2.processing.pictures import STRANGERS_FORMATS, decode_base64, decode_picture
+from paddlemix_vl2.processing.pictures import (
+    STRANGERS_FORMATS,
+    decode_base64,
+    decode_picture,
+    is_data_url,
+    is_remote,
+    read_base64,
+    split_data_url,
+)
 
 CORNERS = np.array(
     [[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[0, 0, 0], [90, 90, 90], [255, 255, 255]]], np.uint8
@@ -221,6 +229,29 @@ def test_a_picture_in_base64_that_was_cut_off():
     content = base64.b64encode(stream.getvalue()[:200]).decode()
     with pytest.raises(ValueError, match="row 3: cannot be read as a picture"):
         decode_base64(content, "row 3")
+
+
+def test_parts_of_a_data_url():
+    assert split_data_url("data:image/png;base64,QUJD") == "QUJD"
+    assert split_data_url("DATA:Image/PNG;charset=x;BASE64,a,b", "image/") == "a,b"
+    assert split_data_url("data:;base64,") == ""
+    assert read_base64("QUJD") == b"ABC"
+    assert is_data_url("Data:x") and not is_data_url("data") and not is_data_url("/data:")
+    assert is_remote("HTTPS://x/a.png") and is_remote("http://x") and not is_remote("ftp://x")
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("a.png", "a picture is a data: URL .*, not 'a.png'"),
+        ("data:image/png;base64", "a picture is a data: URL"),
+        ("data:image/png,xx", "a data: URL begins with data:image/...;base64, not 'data:image/png'"),
+        ("data:text/plain;base64,xx", "a data: URL begins with data:image/"),
+    ],
+)
+def test_other_urls(url, message):
+    with pytest.raises(ValueError, match=message):
+        split_data_url(url, "image/")
 
 
 def encoded(kind: str, size=(30, 20)) -> bytes:

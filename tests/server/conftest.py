@@ -1,4 +1,4 @@
-"""The app in process, a server in a thread, and requests about drawn pictures."""
+"""The app in process, a server in a thread, and requests about synthetic pictures."""
 
 import base64
 import contextlib
@@ -8,9 +8,9 @@ import threading
 import httpx
 import pytest
 
-from paddlemix_vl2.answering import AnswerService, Limits
 from paddlemix_vl2.server import ServerSettings, bind, create_app
-from paddlemix_vl2.server.run import make_server
+from paddlemix_vl2.server.launch import make_server
+from paddlemix_vl2.serving import EngineLimits, ServingEngine
 
 NAME = "demo"
 
@@ -46,7 +46,7 @@ def make_app(demo_model, demo_processor):
     made = []
 
     def make(model=None, limits=None, **settings):
-        service = AnswerService(model or demo_model, demo_processor, Limits(**limits or {}))
+        service = ServingEngine(model or demo_model, demo_processor, EngineLimits(**limits or {}))
         made.append(service)
         return create_app(service, ServerSettings(NAME, **settings)), service
 

@@ -1,4 +1,4 @@
-"""Requests that get no answer: each is told why, in OpenAI's form. And what is ignored."""
+"""Requests that get no answer but the reason, in OpenAI's form. And what is ignored."""
 
 import asyncio
 import base64

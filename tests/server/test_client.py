@@ -7,6 +7,8 @@ import httpx
 import openai
 import pytest
 
+pytestmark = pytest.mark.slow
+
 MAX_TOKENS = 48
 
 
@@ -80,7 +82,7 @@ def test_sampling_and_stopping(start_server, demo_messages, demo_questions, alon
 
 
 def test_several_turns(start_server, demo_messages, demo_questions, alone, demo_model, demo_processor):
-    """System prompt, an answer sent back as it came, and the beginning of an answer to go on with."""
+    """System prompt, an answer sent back as it came, and the beginning of an answer to continue."""
     client = connect(start_server())
     first = complete(client, demo_messages[0]).choices[0].message
     messages = [

@@ -25,7 +25,7 @@ def test_the_table(tool, native, capsys):
 def test_logits_are_those_of_the_answer(tool):
     processor = DeepseekVLV2Processor.from_pretrained("paddlemix_vl2/demo/checkpoint")
     arguments = tool.parse_arguments(["paddlemix_vl2/demo/checkpoint", "--samples", "2"])
-    found = tool.logits_of(arguments, processor, "float32", "eager")
+    found = tool.logits_of(arguments, processor, "float32", "paddle")
     for logits, (_, answer) in zip(found, tool.questions(2), strict=True):
         assert len(logits) == len(processor.tokenizer.encode(answer))
 

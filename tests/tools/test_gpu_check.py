@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TITLES = ["Environment"]
 TITLES += [f"Parity in {dtype}" for dtype in ("float32", "bfloat16", "float16")]
 TITLES += [f"Precision of {dtype}" for dtype in ("bfloat16", "float16")]

@@ -1,4 +1,4 @@
-"""The drawn questions of examples/data are those that the tool makes, and their answers are right."""
+"""The synthetic questions of examples/data are those that the tool makes, and their answers are right."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paddlemix_vl2.data.records import open_records
 from paddlemix_vl2.demo.samples import make_question
 from paddlemix_vl2.evaluation.questions import QuestionFile
-from paddlemix_vl2.evaluation.records import open_records
 from paddlemix_vl2.evaluation.tasks import TASKS, score_answer
 
 DATA = Path(__file__).parents[2] / "examples" / "data"

@@ -19,7 +19,7 @@ def tool(load_tool):
 def test_one_recipe(tool, capsys):
     assert tool.main(FOUR_NODES) == 0
     text = capsys.readouterr().out
-    assert "Rows per step: 2,304 = 1 per device x 72 accumulated x 32 devices with data of their own" in text
+    assert "Rows per step: 2,304 = 1 per device x 72 accumulated x 32 devices" in text
     parts = [float(size) for size in re.findall(r"^  (?!all).* ([\d.]+) GB$", text, re.MULTILINE)]
     total = float(re.search(r"^  all +([\d.]+) GB, fits$", text, re.MULTILINE)[1])
     assert total == pytest.approx(sum(parts), abs=0.05)  # each figure is rounded to 0.01
@@ -41,18 +41,13 @@ def test_the_launch_line_is_a_command_for_that_plan(tool, capsys):
     assert settings.gradient_accumulation_steps == 72
 
 
-def test_what_does_not_fit_and_what_this_package_cannot_do(tool, capsys):
+def test_what_does_not_fit(tool, capsys):
     base = RECIPE.replace("small", "base")
     flags = [base, "--rows", "3360", "--expert_parallel_degree", "8"]
     assert tool.main(flags) == 0
     assert "GB, DOES NOT FIT" in capsys.readouterr().out
     assert tool.main([*flags, "--memory", "141"]) == 0
     assert "GB, fits" in capsys.readouterr().out
-    for extra in (["--divide_optimizer"], ["--pipeline_stages", "2"]):
-        assert tool.main([*flags, "--nodes", "4", *extra]) == 0
-        text = capsys.readouterr().out
-        assert "GB, fits" in text and text.splitlines()[-1].startswith("Plan only: ")
-        assert "Launch" not in text
 
 
 def test_better_hardware_is_faster(tool, capsys):
@@ -90,7 +85,7 @@ def test_the_table_of_the_recipes_for_clusters_is_the_documented_one(tool, capsy
             [RECIPE, "--nodes", "33", "--rows", "2304"],
             "2304 rows per step are no multiple of 1 per device x 264",
         ),
-        ([RECIPE, "--expert_parallel_degree", "3"], "8 devices are no multiple of expert parallelism 3"),
+        ([RECIPE, "--expert_parallel_degree", "3"], "8 devices are no multiple of expert_parallel_degree 3"),
     ],
 )
 def test_mistakes_are_one_line(tool, flags, message, capsys):

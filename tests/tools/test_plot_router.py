@@ -14,7 +14,7 @@ def tool(load_tool):
 def checkpoint(tmp_path_factory, load_tool, golden, tokenizer_folders):
     folder = tmp_path_factory.mktemp("router")
     tool = load_tool("make_random_checkpoint")
-    config = golden.parent / "examples" / "small_config.json"
+    config = golden.parent / "cli" / "small_config.json"
     tokenizer = tokenizer_folders["128k"] / "tokenizer.json"
     assert tool.main([str(config), str(folder), "--tokenizer", str(tokenizer)]) == 0
     return folder

@@ -1,4 +1,4 @@
-"""The sweep runs on a small checkpoint; its speeds are nobody's business here."""
+"""The sweep runs on a small checkpoint; its speeds are not checked."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,4 @@
-"""The command draws the runs that it is given, and says mistakes in one line."""
+"""The command plots the runs that it is given, and says mistakes in one line."""
 
 import json
 

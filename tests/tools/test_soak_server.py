@@ -1,4 +1,4 @@
-"""A short soak: the report's lines, and an exit code that tells whether anything went wrong."""
+"""A short soak: the report's lines, and an exit code that shows whether anything went wrong."""
 
 import re
 import time

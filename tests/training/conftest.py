@@ -10,7 +10,7 @@ from paddlemix_vl2.training.recipe import load_recipe
 
 @pytest.fixture
 def make_recipe_file(small_recipe, tmp_path):
-    """``make_recipe_file(name, key=value, ...)``: a recipe that trains the small model on drawn pictures."""
+    """``make_recipe_file(name, key=value, ...)``: a recipe of the small model on synthetic pictures."""
 
     def make(name: str = "recipe.yaml", **changes) -> Path:
         values = {**small_recipe, "output_dir": str(tmp_path / "run"), **changes}

@@ -15,7 +15,7 @@ def arguments(**changes):
     values = {
         "model_config": "config.json",
         "processor_path": "folder",
-        "train_dataset": [{"format": "drawn", "task": "mixed"}],
+        "train_dataset": [{"format": "synthetic", "task": "mixed"}],
         "max_steps": 1000,
         "learning_rate": 1.0,
         "max_grad_norm": 0.0,

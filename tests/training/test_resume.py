@@ -10,7 +10,10 @@ import numpy as np
 import paddle
 import pytest
 
+from paddlemix_vl2 import files
 from paddlemix_vl2.training import checkpoint, run
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {
@@ -73,7 +76,8 @@ def test_auto_begins_anew_where_there_is_nothing(make_recipe, tmp_path):
 @pytest.mark.parametrize("stops_in", ["write_optimizer", "write_run_state", "finish_folder"])
 def test_a_kill_while_saving_leaves_the_last_checkpoint(stops_in, make_recipe, tmp_path, monkeypatch):
     settings = {**SETTINGS, "output_dir": str(tmp_path / "run"), "save_steps": 2}
-    original, calls = getattr(checkpoint, stops_in), []
+    module = files if stops_in == "finish_folder" else checkpoint
+    original, calls = getattr(module, stops_in), []
 
     def stop_the_second_time(*args, **kwargs):
         calls.append(1)
@@ -81,7 +85,7 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint(stops_in, make_recipe, t
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(checkpoint, stops_in, stop_the_second_time)
+    monkeypatch.setattr(module, stops_in, stop_the_second_time)
     with pytest.raises(KeyboardInterrupt):
         run.train(make_recipe(**settings))
     monkeypatch.undo()
@@ -157,7 +161,7 @@ def test_another_geometry_is_refused(interrupted, make_recipe, small_folder, tmp
 
 
 def test_other_data_are_refused(interrupted, make_recipe):
-    changes = {"train_dataset": [{"format": "drawn", "task": "mixed"}]}
+    changes = {"train_dataset": [{"format": "synthetic", "task": "mixed"}]}
     with pytest.raises(ValueError, match="resumed with another data mixture: the number of sources"):
         run.train(make_recipe(**{**interrupted, **changes}))
 

@@ -8,7 +8,6 @@ import paddle
 import pytest
 
 from paddlemix_vl2.training import run
-from paddlemix_vl2.training.balance import set_dropping
 from paddlemix_vl2.training.optimizer import make_schedule
 from paddlemix_vl2.training.parts import part_of
 from paddlemix_vl2.training.trainer import VL2Trainer
@@ -83,20 +82,21 @@ def test_accumulation_is_a_larger_batch(packing, make_recipe, train):
         assert np.abs(gradient - parts[0][name]).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_balancing_tiles_changes_no_gradient(packing, make_recipe, train):
     """Other rows in each micro-batch, the same in the step."""
     settings = {"packing": packing, "aux_loss_alpha": 0.5, "gradient_accumulation_steps": 4, "max_steps": 1}
-    *_, drawn = train(make_recipe(**settings))
+    *_, plain = train(make_recipe(**settings))
     *_, balanced = train(make_recipe(balance_tiles=True, **settings))
-    for name, gradient in drawn[0].items():
+    for name, gradient in plain[0].items():
         # Sums of float32 in another order, of gradients of about this size.
         assert np.abs(gradient - balanced[0][name]).max() <= 1e-5 * max(np.abs(gradient).max(), 1e-3), name
 
 
 def test_accumulation_moves_the_bias_as_a_larger_batch(make_recipe, train):
-    """Once for a step, by the loads of all of its micro-batches. The second step's loads are those of weights
-    that differ in their last bits."""
+    """Once for a step, by the tokens of all of its micro-batches. The second step's are those of weights that
+    differ in their last bits."""
     biases = []
     for rows, accumulation in ((4, 1), (1, 4)):
         recipe = make_recipe(
@@ -129,7 +129,7 @@ LOSSES = ("expert_balance_alpha", "device_balance_alpha", "communication_balance
 @pytest.mark.parametrize("loss", LOSSES)
 def test_balance_losses_over_the_batch_reach_the_router(loss, make_recipe, train):
     *_, without = train(make_recipe(max_steps=1))
-    *_, with_losses = train(make_recipe(max_steps=1, balance_devices=2, **{loss: 0.5}))
+    *_, with_losses = train(make_recipe(max_steps=1, expert_groups=2, **{loss: 0.5}))
     name = "language.model.layers.1.mlp.gate.weight"
     assert np.abs(with_losses[0][name] - without[0][name]).max() > 1e-6
 
@@ -140,9 +140,9 @@ def read_metrics(arguments) -> list[dict]:
 
 
 def test_dropped_tokens_are_logged_and_teach_nothing(make_recipe, train):
-    """Half of the even load per device: about half is dropped where little is protected, nothing where all
+    """Half of the even load per group: about half is dropped where little is protected, nothing where all
     is, and then nothing changes. Recomputed layers drop the same."""
-    settings = {"max_steps": 1, "balance_devices": 4, "logging_steps": 1}
+    settings = {"max_steps": 1, "expert_groups": 4, "logging_steps": 1}
     *_, whole = train(make_recipe(**settings))
     shares, gradients = [], []
     for protected, recompute in ((0.0, False), (0.0, True), (1.0, False)):
@@ -155,7 +155,7 @@ def test_dropped_tokens_are_logged_and_teach_nothing(make_recipe, train):
         )
         gradients.append(train(arguments)[-1][0])
         shares.append(read_metrics(arguments)[0]["dropped_share"])
-    # No device computes more than half of the mean; one with less than that drops nothing.
+    # No group computes more than half of the mean; one with less than that drops nothing.
     assert shares[0] == shares[1] and 0.5 <= shares[0] < 0.7 and shares[2] == 0
     name = "language.model.layers.1.mlp.gate.weight"
     assert np.array_equal(gradients[0][name], gradients[1][name])
@@ -166,18 +166,15 @@ def test_dropped_tokens_are_logged_and_teach_nothing(make_recipe, train):
 
 
 def test_evaluation_drops_nothing(make_recipe):
-    eval_dataset = [{"format": "drawn", "task": "mixed", "split": "test"}]
+    eval_dataset = [{"format": "synthetic", "task": "mixed", "split": "test"}]
     arguments = make_recipe(eval_dataset=eval_dataset, max_evaluate_steps=1)
     losses = []
     for factor in (0.0, 0.1):
-        arguments.capacity_factor, arguments.balance_devices = factor, 2
+        arguments.capacity_factor, arguments.expert_groups = factor, 2
         processor = run.make_processor(arguments)
         paddle.seed(3)
         model = run.make_model(arguments)
         trainer = VL2Trainer(model, arguments, processor, None, run.evaluation_maker(arguments, processor))
-        batch, meta = next(iter(run.evaluation_maker(arguments, processor)()))
-        if factor:
-            set_dropping(model, trainer._dropping(batch["segment_ids"], meta.draws))
         losses.append(trainer.evaluate()["eval_loss"])
     assert losses[0] == losses[1]
 
@@ -185,7 +182,7 @@ def test_evaluation_drops_nothing(make_recipe):
 def test_the_log_has_what_is_promised(make_recipe, train):
     arguments = make_recipe(
         max_steps=2,
-        eval_dataset=[{"format": "drawn", "task": "mixed", "split": "test"}],
+        eval_dataset=[{"format": "synthetic", "task": "mixed", "split": "test"}],
         eval_steps=2,
         max_evaluate_steps=1,
         vision={"mode": "full", "learning_rate_multiplier": 0.1},
@@ -195,8 +192,8 @@ def test_the_log_has_what_is_promised(make_recipe, train):
     first = records[0]
     assert first["lr_vision"] == pytest.approx(0.1 * first["lr_language"])
     assert first["loss"] > 0 and first["grad_norm"] > 0 and first["tokens_per_second"] > 0
-    assert np.shape(first["load_per_layer"]) == (2, 8)
-    assert np.sum(first["load_per_layer"], axis=1) == pytest.approx([1, 1], abs=1e-3)
+    assert np.shape(first["expert_share_per_layer"]) == (2, 8)
+    assert np.sum(first["expert_share_per_layer"], axis=1) == pytest.approx([1, 1], abs=1e-3)
     assert set(first["seconds"]) >= {"forward", "backward", "optimizer"}
     assert any("eval_loss" in record for record in records)
 
@@ -233,7 +230,7 @@ def test_the_trained_model_is_read_by_everyone(make_recipe, train):
 def test_evaluation_is_the_mean_over_tokens(make_recipe):
     """Against the losses of the samples one by one."""
     arguments = make_recipe(
-        eval_dataset=[{"format": "drawn", "task": "mixed", "split": "test"}],
+        eval_dataset=[{"format": "synthetic", "task": "mixed", "split": "test"}],
         max_evaluate_steps=2,
         per_device_eval_batch_size=3,
     )
@@ -245,10 +242,9 @@ def test_evaluation_is_the_mean_over_tokens(make_recipe):
     losses, counts = [], []
     with paddle.no_grad():
         for batch, meta in run.evaluation_maker(arguments, processor)():
-            tensors = {name: paddle.to_tensor(array) for name, array in batch.items()}
             model.eval()
-            losses.append(float(model(**tensors).loss))
-            counts.append(meta.num_supervised)
+            losses.append(float(model(**batch.to_tensors()).loss))
+            counts.append(meta.num_targets)
     assert reported == pytest.approx(np.average(losses, weights=counts), abs=1e-5)
 
 
@@ -262,4 +258,4 @@ def test_visualdl_gets_the_router_layer_by_layer(make_recipe, train):
     scalars = {
         tag.split(f"{file.name}/")[1].replace("%", "/") for tag, kind in tags.items() if kind == "scalar"
     }
-    assert {"train/loss", "router/max_vio/mixture_layer_1", "router/load/mixture_layer_0/expert_7"} <= scalars
+    assert {"train/loss", "router/max_vio/moe_layer_1", "router/expert_share/moe_layer_0/expert_7"} <= scalars

@@ -36,9 +36,9 @@ def launch(recipe: Path, processes: int, folder: Path) -> None:
 
 
 def test_resuming_with_two_processes_is_exact(make_recipe_file, tmp_path):
-    """Each goes on with its own share of the data, and the same tokens are dropped of the same rows."""
+    """Each resumes with its own share of the data, and the same tokens are dropped of the same rows."""
     settings = {"save_steps": 2, "packing": True, "bias_update_speed": 0.01, "max_steps": 4}
-    settings.update(balance_tiles=True, capacity_factor=0.7, protected_share=0.3, balance_devices=2)
+    settings.update(balance_tiles=True, capacity_factor=0.7, protected_share=0.3, expert_groups=2)
     whole, half = tmp_path / "whole", tmp_path / "half"
     launch(make_recipe_file("whole.yaml", output_dir=str(whole), **settings), 2, tmp_path)
     half.mkdir()
@@ -61,7 +61,7 @@ def read_metrics(folder: Path) -> list[dict]:
 
 def test_two_processes_equal_one_with_the_doubled_batch(make_recipe_file, assert_trained_alike, tmp_path):
     """Experts that no token of a process chose, and pictures on one process only, included. The processes
-    exchange rows, and their losses over the batch are by the loads of both."""
+    exchange rows, and their losses over the batch are by the counts of both."""
     folders = {}
     for processes in (1, 2):
         folders[processes] = tmp_path / f"run{processes}"
@@ -76,7 +76,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(make_recipe_file, assert
             expert_balance_alpha=0.1,
             device_balance_alpha=0.1,
             communication_balance_alpha=0.1,
-            balance_devices=2,
+            expert_groups=2,
         )
         launch(recipe, processes, tmp_path)
     one, two = (load_file(folders[processes] / "model.safetensors") for processes in (1, 2))
@@ -87,7 +87,7 @@ def test_two_processes_equal_one_with_the_doubled_batch(make_recipe_file, assert
     for alone, together in zip(first, second, strict=True):
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
-        assert together["load_per_layer"] == alone["load_per_layer"]
+        assert together["expert_share_per_layer"] == alone["expert_share_per_layer"]
         assert alone["tile_imbalance"] == 1.0
         assert 1.0 <= together["tile_imbalance"] <= together["tile_imbalance_before"]
     biases = [name for name in one if name.endswith("e_score_correction_bias")]

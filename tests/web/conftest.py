@@ -23,7 +23,7 @@ class StubModel:
     Args:
         limit: positions.
         pause: seconds before each token.
-        is_endless: go on with the answer until nobody listens.
+        is_endless: continue the answer until the reader is gone.
     """
 
     def __init__(self, processor, answer: str = "red", limit: int = 2048, pause=0.0, is_endless=False):

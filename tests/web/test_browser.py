@@ -11,7 +11,7 @@ from paddlemix_vl2.web.chat import Chat
 from paddlemix_vl2.web.page import Page
 
 pytestmark = pytest.mark.slow
-LONGEST_WAIT = 60_000  # milliseconds; the machine may have other work
+MAX_WAIT = 60_000  # milliseconds; the machine may have other work
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def open_page(browser_tool, picture):
         address = page.launch("127.0.0.1", None)
         try:
             with browser_tool.open_page(address, **options) as window:
-                window.set_default_timeout(LONGEST_WAIT)
-                expect.set_options(timeout=LONGEST_WAIT)
+                window.set_default_timeout(MAX_WAIT)
+                expect.set_options(timeout=MAX_WAIT)
                 yield window
         finally:
             page.close()

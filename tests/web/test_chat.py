@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from paddlemix_vl2 import DeepseekVLV2ForCausalLM
-from paddlemix_vl2.generation.grounding import draw_boxes, parse_boxes
+from paddlemix_vl2.figures.boxes import draw_boxes
+from paddlemix_vl2.processing.boxes import parse_boxes
 from paddlemix_vl2.web.chat import Chat, Refusal, Settings, Turn, build_conversation
 
 BOXES = "<|ref|>the red circle<|/ref|><|det|>[[0, 0, 500, 999], [1, 2]]<|/det|>"
@@ -123,7 +124,7 @@ def refused(chat, question, files, reason, **values):
 
 def test_a_prompt_that_does_not_fit_is_refused(make_chat, picture):
     chat, model = make_chat(limit=40)
-    with pytest.raises(Refusal, match="too_long") as refusal:
+    with pytest.raises(Refusal, match="overlong") as refusal:
         next(chat.ask([], "What?", [picture("shapes")], Settings()))
     assert refusal.value.values["tokens"] > refusal.value.values["limit"] == 40
     with pytest.raises(Refusal, match="full"):
@@ -156,6 +157,7 @@ def test_closing_the_iterator_ends_the_generation(make_chat):
     assert model.has_ended.wait(10) and model.num_tokens < 100
 
 
+@pytest.mark.slow
 def test_the_demo_model_answers_as_generate_does(processor, checkpoint, picture, tmp_path):
     model = DeepseekVLV2ForCausalLM.from_pretrained(checkpoint)
     question = "Locate <|ref|>the red circle<|/ref|> in the given image."

@@ -1,0 +1,1 @@
+"""Layers that several models share: attention with masks and caches, MLPs, norm, RoPE, LoRA."""
